@@ -1,0 +1,972 @@
+"""What the four scripts share: settings, data, splits, the network, its training, the report.
+
+Nothing to run here. From top to bottom: settings and files; alloys and their descriptors; the
+database and the occupation tables; splits; the network and its training; what a run leaves behind.
+
+PyTorch, scikit-learn and matplotlib are imported where they are used, because `structure_stat.py`
+and `generate.py` need no network, and waiting for it would be most of their run time.
+"""
+
+import argparse
+import os
+import re
+import sys
+from contextlib import contextmanager
+from itertools import combinations, combinations_with_replacement
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+# ---- settings of all scripts ---------------------------------------------------------------------
+ELEMENTS = None  # as "Fe Ni Co"; None: those in the database, the table's below first, in its order
+EXCLUDED_PAIRS = "Mn-Pd"  # pairs that no alloy holds, as "Mn-Pd Al-Co"; None: those no structure holds
+# --------------------------------------------------------------------------------------------------
+
+PHASES = ("fcc", "bcc")  # also the order of the one-hot phase columns
+TARGETS = {"Ef": "Eform (eV/atom)", "Ms": "Ms (mub/atom)"}  # their columns, in Database.csv and after
+UNITS = {"Ef": "eV/atom", "Ms": "mub/atom"}
+GAS_CONSTANT = 8.3145  # J/(mol K)
+
+# Pauling electronegativity, atomic radius (angstrom), valence electrons: the paper's table.
+ELEMENT_TABLE = {
+    "Fe": (1.83, 1.277, 8),
+    "Ni": (1.91, 1.246, 10),
+    "Co": (1.88, 1.250, 9),
+    "Cr": (1.66, 1.285, 6),
+    "Mn": (1.55, 1.292, 7),
+    "Pd": (2.20, 1.376, 10),
+}
+
+# Blocks of the occupation tables: name in CLUSTERS -> (prefix of the columns, atoms in the cluster).
+BLOCKS = {
+    "points": ("", 1),
+    "pairs": ("pair ", 2),
+    "triplets": ("triplet ", 3),
+    "quadruplets": ("quadruplet ", 4),
+    "second_pairs": ("second pair ", 2),
+}
+
+
+# ==== settings and files ==========================================================================
+
+
+class InputError(Exception):
+    """Something in the input that the user has to mend: ends a script with one line and status 2."""
+
+
+def one_of(*options):
+    def parse(text):
+        if text not in options:
+            raise ValueError(f"one of {', '.join(options)}")
+        return text
+
+    return parse
+
+
+def words_of(*options):
+    def parse(text):
+        words = text.replace(",", " ").split()
+        if not words or not set(words) <= set(options):
+            raise ValueError(f"one or more of {', '.join(options)}")
+        return " ".join(option for option in options if option in words)
+
+    return parse
+
+
+def number(kind, low, high=np.inf):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = np.nan
+        if not low <= value <= high or value == np.inf:
+            upper = f"to {high:g}" if high < np.inf else "or more"
+            raise ValueError(f"{'a whole number' if kind is int else 'a number'}, {low:g} {upper}")
+        return value
+
+    return parse
+
+
+def true_or_false(text):
+    return one_of("True", "False")(text) == "True"
+
+
+def optional(parse):
+    def parse_or_none(text):
+        if text == "None":
+            return None
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ValueError(f"None or {error}") from None
+
+    return parse_or_none
+
+
+def numbers(text):
+    """'3', '0-7' or '0,3,5-8' -> a list of whole numbers, each once."""
+    found = []
+    for part in text.replace(",", " ").split():
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= last - first < 100_000:
+            raise ValueError("a number, a range or a list, such as 0 or 0-7 or 0,3,5")
+        found += range(first, last + 1)
+    if not found:
+        raise ValueError("a number, a range or a list, such as 0 or 0-7 or 0,3,5")
+    return list(dict.fromkeys(found))
+
+
+def folder(text):
+    if not text:
+        raise ValueError("a folder")
+    return Path(text).expanduser()
+
+
+def element_list(text):
+    from pymatgen.core import Element
+
+    words = text.replace(",", " ").split()
+    if not words or not all(Element.is_valid_symbol(word) for word in words) or len(set(words)) < len(words):
+        raise ValueError("element symbols, each once, such as Fe Ni Co")
+    return tuple(words)
+
+
+def pair_list(text):
+    pairs = [tuple(word.split("-")) for word in text.replace(",", " ").split()]
+    if not all(len(pair) == 2 and pair[0] != pair[1] for pair in pairs):
+        raise ValueError("pairs of elements, such as Mn-Pd")
+    for pair in pairs:
+        element_list(" ".join(pair))
+    return pairs
+
+
+# Every constant that is a setting, and what it may be. Which of them a script has, and with what
+# default, stands in its own block of constants.
+OPTIONS = {
+    "DATA_DIR": folder,
+    "TABLE_DIR": optional(folder),
+    "RESULTS_DIR": folder,
+    "TARGET": one_of(*TARGETS),
+    "ALLOYS": one_of("4+5", "Total"),
+    "PERCENT": number(float, 0, 100),
+    "SEEDS": numbers,
+    "SPLITS": numbers,
+    "SELECT_BY": one_of("reference", "validation"),
+    "CLUSTERS": words_of("points", "pairs", "triplets", "second_pairs"),
+    "ALPHA": optional(number(float, 0)),
+    "EPOCHS": number(int, 2),
+    "PATIENCE": number(int, 1),
+    "BATCH_SIZE": number(int, 1),
+    "LEARNING_RATE": optional(number(float, 0)),
+    "SOURCE_EPOCHS": number(int, 0),
+    "SOURCE_LEARNING_RATE": number(float, 0),
+    "AUGMENT": number(int, 1),
+    "HOLD_OUT": number(float, 0.01, 0.9),
+    "REFIT": true_or_false,
+    "DEVICE": one_of("auto", "cpu", "cuda", "mps"),
+    "ELEMENTS": optional(element_list),
+    "EXCLUDED_PAIRS": optional(pair_list),
+}
+
+
+def read_settings(script, **own_options):
+    """Settings of one run: the constants of a script, each replaced by its flag where one is given.
+
+    script: the script's globals(); every constant there that OPTIONS knows becomes a flag
+    (TABLE_DIR -> --table-dir), with the comment beside the constant as its help. ELEMENTS and
+    EXCLUDED_PAIRS of this file become flags of every script.
+    own_options: parsers of constants whose options are the script's own, such as METHOD.
+    Prints the settings in force. Returns them as a namespace; DATA_DIR and such are Paths.
+    Ends the program with one line and status 2 on an unknown flag or a value out of range.
+    """
+    program = Path(script["__file__"]).name
+    options = OPTIONS | own_options
+    shared = {"ELEMENTS": ELEMENTS, "EXCLUDED_PAIRS": EXCLUDED_PAIRS}
+    defaults = {name: value for name, value in script.items() if name in options} | shared
+    sources = Path(script["__file__"]).read_text("utf-8") + Path(__file__).read_text("utf-8")
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            flags = " ".join(flag_of(name) for name in defaults)
+            self.exit(2, f"{program}: {message}; the flags are {flags}\n")
+
+    def flag_of(name):
+        return "--" + name.lower().replace("_", "-")
+
+    parser = Parser(
+        program,
+        description=script["__doc__"],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, value in defaults.items():
+        comment = re.search(rf"^{name} = .*?  # (.*)$", sources, re.MULTILINE)
+        help_text = f"{comment[1] if comment else ''} (default: {value})".replace("%", "%%")
+        parser.add_argument(flag_of(name), nargs="+", metavar="VALUE", help=help_text)
+    given = vars(parser.parse_args())
+
+    settings = SimpleNamespace()
+    for name, default in defaults.items():
+        words = given[name.lower()]
+        text = str(default) if words is None else " ".join(words)
+        try:
+            setattr(settings, name, options[name](text))
+        except ValueError as error:
+            where = f"constant {name}" if words is None else flag_of(name)
+            parser.exit(2, f"{program}: {where}: expected {error}; got '{text}'\n")
+        print(f"{'' if name == next(iter(defaults)) else ', '}{name} {text}", end="")
+    print(flush=True)
+    if "TABLE_DIR" in defaults and settings.TABLE_DIR is None:
+        settings.TABLE_DIR = settings.DATA_DIR
+    return settings
+
+
+def run(main):
+    """Run a script's main; bad input ends it with one line on standard error and status 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the files that were there before are as they were", file=sys.stderr)
+        sys.exit(130)
+
+
+def listed(faults, most=8):
+    """The faults of one kind as one text."""
+    more = f", and {len(faults) - most} more" if len(faults) > most else ""
+    return ", ".join(map(str, faults[:most])) + more
+
+
+@contextmanager
+def whole_file(path):
+    """Path to write to; becomes `path` when the block ends, and is gone if it does not end well.
+
+    The process number in the name keeps two runs at once from writing into one file.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_csv(frame, path):
+    with whole_file(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def output_folder(path):
+    """Make the folder, and see that it can be written to, before the long work and not after."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with whole_file(path / "writable") as temporary:
+            temporary.touch()
+        (path / "writable").unlink()
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder that can be written to ({error.strerror})") from None
+
+
+# ==== alloys and their descriptors ================================================================
+
+
+class System(NamedTuple):
+    """The elements of a data set in the order of all columns, and the pairs that no alloy holds."""
+
+    elements: tuple
+    excluded: tuple  # of frozensets of two elements
+
+
+def alloy_system(settings, formulas):
+    """System: from the settings, or from the formulas where a setting is None."""
+    from pymatgen.core import Composition
+
+    sets = [{str(element) for element in Composition(formula)} for formula in formulas]
+    found = dict.fromkeys(str(element) for formula in formulas for element in Composition(formula))
+    ordered = [e for e in ELEMENT_TABLE if e in found] + [e for e in found if e not in ELEMENT_TABLE]
+    elements = settings.ELEMENTS or tuple(ordered)
+    if settings.EXCLUDED_PAIRS is None:
+        together = {frozenset(pair) for one in sets for pair in combinations(one, 2)}
+        excluded = [frozenset(pair) for pair in combinations(elements, 2) if frozenset(pair) not in together]
+    else:
+        excluded = [frozenset(pair) for pair in settings.EXCLUDED_PAIRS if set(pair) <= set(elements)]
+    return System(elements, tuple(excluded))
+
+
+def allowed(system, elements):
+    """Whether the system has all these elements and none of its excluded pairs is among them."""
+    elements = set(elements)
+    return elements <= set(system.elements) and not any(pair <= elements for pair in system.excluded)
+
+
+def cluster_columns(system, block):
+    """Names of one block's columns, such as 'triplet Fe-Fe-Ni': multisets of elements in order."""
+    prefix, size = BLOCKS[block]
+    multisets = combinations_with_replacement(system.elements, size)
+    return [prefix + "-".join(multiset) for multiset in multisets if allowed(system, multiset)]
+
+
+def element_properties(elements):
+    """Electronegativity (Pauling), atomic radius (angstrom), valence electrons: (n_elements, 3)."""
+    from pymatgen.core import Element
+
+    rows = []
+    for element in elements:
+        if element in ELEMENT_TABLE:
+            rows.append(ELEMENT_TABLE[element])
+        else:  # electrons outside the noble-gas core; a filled d shell under a p shell is not counted
+            known = Element(element)
+            valence = known.group - 10 if known.block == "p" else known.group
+            rows.append((known.X, float(known.atomic_radius or np.nan), valence))
+    return np.array(rows, float)
+
+
+def mole_fractions(formulas, elements):
+    """Formulas -> mole fractions, (n_formulas, n_elements)."""
+    from pymatgen.core import Composition
+
+    amounts = np.array([[Composition(formula)[e] for e in elements] for formula in formulas], float)
+    return amounts / amounts.sum(1, keepdims=True)
+
+
+def descriptors(fractions, elements):
+    """The network's inputs but for the phase: (n, n_elements) -> (n, n_elements + 4).
+
+    Mole fractions c; mixing entropy -R sum c ln c in J/(mol K); radius mismatch
+    sqrt(sum c (1 - r/mean r)^2); electronegativity mismatch sqrt(sum c (chi - mean chi)^2); mean
+    number of valence electrons. Li et al., J. Mater. Chem. C (2025), doi 10.1039/d5tc02311d.
+    """
+    from scipy.special import entr
+
+    chi, radius, valence = element_properties(elements).T
+    entropy = GAS_CONSTANT * entr(fractions).sum(1)
+    mean_radius, mean_chi = (fractions @ radius)[:, None], (fractions @ chi)[:, None]
+    delta_radius = np.sqrt((fractions * (1 - radius / mean_radius) ** 2).sum(1))
+    delta_chi = np.sqrt((fractions * (chi - mean_chi) ** 2).sum(1))
+    return np.column_stack([fractions, entropy, delta_radius, delta_chi, fractions @ valence])
+
+
+def network_inputs(fractions, phases, elements):
+    """Descriptors and the one-hot phase: (n, n_elements + 6), 12 columns for the paper's elements."""
+    one_hot = np.array([[phase == p for p in PHASES] for phase in phases], float)
+    return np.hstack([descriptors(fractions, elements), one_hot])
+
+
+# ==== the database and the occupation tables ======================================================
+
+
+def phases_of(table):
+    """The phases that the table has rows of, fcc first."""
+    return [phase for phase in PHASES if (table.phase == phase).any()]
+
+
+def read_table(path, columns):
+    """A CSV file with at least these columns; InputError says what is wrong with it."""
+    try:
+        frame = pd.read_csv(path)
+    except OSError as error:
+        raise InputError(f"{path}: expected a CSV file ({error.strerror})") from None
+    except ValueError as error:  # pandas' parser errors and wrong encodings are ValueErrors
+        raise InputError(f"{path}: not a readable CSV file ({error})") from None
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise InputError(f"{path}: expected a column {listed([repr(c) for c in missing])}")
+    return frame
+
+
+def read_database(settings):
+    """Database.csv: (frame with structure, phase and the targets; fcc rows before bcc rows; System).
+
+    Raises InputError, with all faults of one kind together: no folder or file, a column missing,
+    a target that is no number, a structure listed twice, a phase other than fcc and bcc, a name
+    that does not begin with a formula of the system's elements.
+    """
+    from pymatgen.core import Composition
+
+    path = settings.DATA_DIR / "Database.csv"
+    if not settings.DATA_DIR.is_dir():
+        raise InputError(f"{settings.DATA_DIR}: expected a folder with Database.csv and POSCARS/")
+    frame = read_table(path, ["structures", "phase", *TARGETS.values()])
+    frame = frame[["structures", "phase", *TARGETS.values()]].rename(columns={"structures": "structure"})
+    if frame.empty:
+        raise InputError(f"{path}: expected at least one row, found none")
+    lines = pd.Series(frame.index + 2, frame.index)  # of the file, for messages; line 1 is the header
+
+    def complain(bad, expected):
+        if bad.any():
+            rows = [f"{name} (line {line})" for name, line in zip(frame.structure[bad], lines[bad])]
+            raise InputError(f"{path}: expected {expected}; found otherwise in {listed(rows)}")
+
+    for column in TARGETS.values():
+        values = pd.to_numeric(frame[column], errors="coerce")
+        complain(~np.isfinite(values.to_numpy(float)), f"a number in column '{column}'")
+        frame[column] = values.astype(float)
+    complain(~frame.phase.isin(PHASES), f"one of {', '.join(PHASES)} in column 'phase'")
+    frame["structure"] = frame.structure.astype(str)
+    complain(frame.structure.duplicated(keep=False), "each structure once in column 'structures'")
+    frame["formula"] = frame.structure.str.split("_").str[0]
+
+    def is_formula(text):
+        try:
+            return len(Composition(text)) > 0 and all(hasattr(e, "Z") for e in Composition(text))
+        except ValueError:
+            return False
+
+    complain(~frame.formula.map(is_formula).astype(bool), "a name that begins with a formula")
+    suffix = [name.endswith(phase) for name, phase in zip(frame.structure, frame.phase)]
+    complain(~np.array(suffix), "a name that ends with its phase")
+    system = alloy_system(settings, frame.formula)
+    covered = frame.formula.map(lambda formula: allowed(system, map(str, Composition(formula))))
+    pairs = "".join(f", no {' with '.join(sorted(pair))}" for pair in system.excluded)
+    complain(~covered.astype(bool), f"alloys of {', '.join(system.elements)}{pairs}")
+    return pd.concat([frame[frame.phase == phase] for phase in PHASES], ignore_index=True), system
+
+
+def load_tables(settings):
+    """The occupation tables, both phases: (frame, System).
+
+    The frame has structure, phase, formula, the targets, n_components and the columns of all
+    BLOCKS, fcc rows before bcc rows. Raises InputError where a table is missing or does not match
+    Database.csv.
+    """
+    database, system = read_database(settings)
+    columns = [column for block in BLOCKS for column in cluster_columns(system, block)]
+    tables = []
+    for phase in phases_of(database):
+        rows = database[database.phase == phase].reset_index(drop=True)
+        path = settings.TABLE_DIR / f"{phase}_train.csv"
+        advice = "run structure_stat.py first, with the same data and table folders"
+        if not path.is_file():
+            raise InputError(f"{path}: no such table; {advice}")
+        try:
+            table = read_table(path, ["structure", *TARGETS.values(), *columns])
+        except InputError as error:
+            raise InputError(f"{error}; {advice}") from None
+        same = ["structure", *TARGETS.values()]
+        if not table[same].astype(str).equals(rows[same].astype(str)):
+            raise InputError(f"{path}: does not match {settings.DATA_DIR / 'Database.csv'}; {advice}")
+        numeric = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+        if not np.isfinite(numeric).all():
+            raise InputError(f"{path}: expected numbers in all columns of clusters; {advice}")
+        tables.append(pd.concat([rows, pd.DataFrame(numeric, columns=columns)], axis=1))
+    frame = pd.concat(tables, ignore_index=True)
+    fractions = mole_fractions(frame.formula, system.elements)
+    return frame.assign(n_components=(fractions > 0).sum(1)), system
+
+
+class Data(NamedTuple):
+    """All alloys of a run; rows are the same in all parts."""
+
+    table: pd.DataFrame
+    system: System
+    inputs: np.ndarray  # (n, n_elements + 6)
+    targets: np.ndarray  # (n,), in the target's unit
+
+    def sets(self, row_sets):
+        """[(inputs, targets)] of each set of rows; None for None."""
+        return row_sets and [(self.inputs[rows], self.targets[rows]) for rows in row_sets]
+
+
+def load_data(settings):
+    """Data of a run, from the occupation tables; errors as `load_tables`."""
+    table, system = load_tables(settings)
+    inputs = network_inputs(mole_fractions(table.formula, system.elements), table.phase, system.elements)
+    return Data(table, system, inputs, table[TARGETS[settings.TARGET]].to_numpy())
+
+
+# ==== splits ======================================================================================
+
+
+class Split(NamedTuple):
+    """Row numbers of the training set and the test set, in the order they are trained on."""
+
+    number: int
+    train: np.ndarray
+    test: np.ndarray
+
+
+def split_rows(table, alloys, percent, number, high_only=False):
+    """Split of one number (its random_state; 0 is the study's), both phases together.
+
+    alloys: '4+5' tests on alloys of four and five elements alone, 'Total' on all.
+    percent: share of the training set's four- and five-element alloys that is kept.
+    high_only: train on alloys of four and five elements alone (Scratch').
+    Raises InputError where a set would be empty.
+    """
+    from sklearn.model_selection import KFold, train_test_split
+
+    train, test = [], []
+    for phase in phases_of(table):
+        rows = np.flatnonzero(table.phase == phase)
+        high = table.n_components.to_numpy()[rows] >= 4
+        try:
+            if alloys == "4+5":
+                kept, held = train_test_split(rows[high], train_size=0.8, random_state=number)
+                low = rows[~high]
+            else:
+                folds = KFold(5, shuffle=True, random_state=number).split(rows)
+                kept, held = (rows[fold] for fold in list(folds)[1])
+                low = kept[table.n_components.to_numpy()[kept] < 4]
+            if percent < 100 or high_only:
+                kept = kept[table.n_components.to_numpy()[kept] >= 4]
+            if percent == 0:
+                kept = kept[:0]
+            elif percent < 100:
+                kept = train_test_split(kept, train_size=percent / 100, random_state=number)[0]
+        except ValueError as error:
+            raise InputError(f"split {number}, {phase}: too few alloys to split ({error})") from None
+        with_low = not high_only and (alloys == "4+5" or percent < 100)
+        train.append(np.concatenate([low, kept]) if with_low else kept)
+        test.append(held)
+    split = Split(number, np.concatenate(train), np.concatenate(test))
+    if not len(split.train):
+        raise InputError(f"split {number}: PERCENT {percent:g} leaves no training alloys")
+    return split
+
+
+def make_splits(settings, table, high_only=False):
+    """All SPLITS of a run."""
+    return [split_rows(table, settings.ALLOYS, settings.PERCENT, n, high_only) for n in settings.SPLITS]
+
+
+def hold_out(table, split, share):
+    """Training rows to choose the epoch on: a share of the alloys of four and five elements.
+
+    Stratified by phase; random_state is the split's number. Where the training set has none of
+    them (PERCENT 0), a share of all its alloys.
+    """
+    from sklearn.model_selection import train_test_split
+
+    rows = split.train[table.n_components.to_numpy()[split.train] >= 4]
+    rows = rows if len(rows) else split.train
+    try:
+        phases = table.phase.to_numpy()[rows]
+        return train_test_split(rows, test_size=share, stratify=phases, random_state=split.number)[1]
+    except ValueError as error:
+        raise InputError(f"split {split.number}: too few alloys to hold some out ({error})") from None
+
+
+# ==== the network and its training ================================================================
+#
+# Networks of all splits and seeds train side by side: every tensor has a leading axis of replicas,
+# and a single network is the case of one replica.
+
+EMBEDDING = 58  # dimensions of an element's embedding; with S, two mismatches, valence and phase: 64
+HIDDEN = 64
+
+
+def initial_weights(seeds, n_elements, unused_convolution=False):
+    """Weights of one network per seed, drawn as the published scripts draw them.
+
+    unused_convolution: the published Scratch network also draws a 5 x 5 convolution that it never
+    uses; it moves the random numbers that follow, so figures that agree need it drawn and dropped.
+    Returns (weights, generators): a dict of tensors with a leading axis of replicas, and for each
+    replica the random generator in the state in which training finds it.
+    """
+    import torch
+    from torch import nn
+
+    networks, generators = [], []
+    with torch.random.fork_rng(devices=[]):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            embedding = nn.Embedding(n_elements, EMBEDDING)
+            if unused_convolution:
+                nn.Conv2d(1, 1, 5)
+            linear = [nn.Linear(EMBEDDING + 6, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 1)]
+            weights = {"embedding": embedding.weight}
+            for i, layer in enumerate(linear, start=1):
+                # (inputs, outputs), as the batched product takes it
+                weights |= {f"weight{i}": layer.weight.T, f"bias{i}": layer.bias[None]}
+            networks.append(weights)
+            generator = torch.Generator()
+            generator.set_state(torch.get_rng_state())
+            generators.append(generator)
+    stacked = {name: torch.stack([one[name].detach() for one in networks]) for name in networks[0]}
+    return stacked, generators
+
+
+def forward(weights, inputs):
+    """Networks on their inputs: (n_replicas, n, n_elements + 6) -> (n_replicas, n), standardised."""
+    import torch
+
+    n_elements = weights["embedding"].shape[1]
+    composition = torch.bmm(inputs[..., :n_elements], weights["embedding"])
+    hidden = torch.cat([composition, inputs[..., n_elements:]], dim=-1)
+    hidden = torch.baddbmm(weights["bias1"], hidden, weights["weight1"]).relu()
+    hidden = torch.baddbmm(weights["bias2"], hidden, weights["weight2"]).relu()
+    return torch.baddbmm(weights["bias3"], hidden, weights["weight3"])[..., 0]
+
+
+def epoch_order(generator, n_rows):
+    """Order of the rows in one epoch, drawn as DataLoader(shuffle=True) draws it.
+
+    The loader takes two numbers from its generator: the base seed of worker processes, unused
+    here, and the seed of the sampler, whose own generator makes the permutation.
+    """
+    import torch
+
+    torch.empty((), dtype=torch.int64).random_(generator=generator)
+    seed = torch.empty((), dtype=torch.int64).random_(generator=generator).item()
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+
+
+class Scalers(NamedTuple):
+    """StandardScalers of inputs and target."""
+
+    inputs: object
+    target: object
+
+    @classmethod
+    def fit(cls, inputs, targets):
+        """Fit to inputs (n, n_inputs) and targets (n,)."""
+        from sklearn.preprocessing import StandardScaler
+
+        return cls(StandardScaler().fit(inputs), StandardScaler().fit(targets[:, None]))
+
+    def transform(self, inputs, targets):
+        """The same, standardised."""
+        return self.inputs.transform(inputs), self.target.transform(targets[:, None])[:, 0]
+
+
+class Model(NamedTuple):
+    """Trained networks of all splits and seeds, those of the first split first."""
+
+    weights: dict  # of tensors with a leading axis of replicas
+    scalers: list  # of Scalers, one per split
+    epochs: np.ndarray  # (n_replicas,), whose state was kept
+    losses: list  # rows (replica, epoch, loss in training, loss on the watched set)
+
+
+def padded(arrays):
+    """Arrays (n_i, ...) -> one float32 tensor (len(arrays), max n_i, ...), filled up with zeros."""
+    import torch
+
+    tensor = torch.zeros(len(arrays), max(map(len, arrays)), *np.shape(arrays[0])[1:])
+    for row, array in zip(tensor, arrays):
+        row[: len(array)] = torch.as_tensor(array)
+    return tensor
+
+
+def train(
+    weights,
+    generators,
+    sets,
+    set_of,
+    optimiser,
+    epochs,
+    batch_size,
+    watch=None,
+    patience=None,
+    frozen=(),
+    device="cpu",
+    description="training",
+):
+    """Train all replicas side by side by mean squared error.
+
+    weights, generators: from `initial_weights`. frozen: names of weights that stay as they are.
+    sets: standardised training sets [(inputs (n, n_inputs), targets (n,)), ...].
+    set_of: number of the set that each replica learns, (n_replicas,).
+    optimiser: function from a list of tensors to a torch optimiser that works element by element.
+    watch: sets as `sets`; the state with the least loss on them is kept, from the second epoch on,
+    and a replica stops when `patience` epochs brought no better one. epochs: the most there may be.
+    Without watch: epochs is the epoch whose state is kept, one number or one per replica.
+    Returns (kept weights, their epochs (n_replicas,), losses), losses being rows (replica, epoch,
+    loss in training, loss on the watched set).
+    """
+    set_of, epochs = np.asarray(set_of), np.broadcast_to(epochs, len(set_of))
+    n_batches = np.array([-(-len(sets[s][1]) // batch_size) for s in set_of])
+    kept = {name: value.clone() for name, value in weights.items()}
+    kept_epochs, losses = np.zeros(len(set_of), int), []
+    # An optimiser counts its steps, so only replicas with as many batches an epoch go together.
+    for n in np.unique(n_batches):
+        group = np.flatnonzero(n_batches == n)
+        part = {name: value[group].to(device) for name, value in weights.items()}
+        best, kept_epochs[group], history = train_together(
+            part,
+            [generators[replica] for replica in group],
+            sets,
+            set_of[group],
+            optimiser,
+            epochs[group],
+            batch_size,
+            watch,
+            patience,
+            frozen,
+            description,
+        )
+        for name, value in kept.items():
+            value[group] = best[name].cpu()
+        losses += [(group[replica], *rest) for replica, *rest in history]
+    return kept, kept_epochs, losses
+
+
+def train_together(
+    weights, generators, sets, set_of, optimiser, epochs, batch_size, watch, patience, frozen, description
+):
+    """`train` for replicas with the same number of batches an epoch; the arguments are the same."""
+    import torch
+    from tqdm import tqdm
+
+    device = weights["embedding"].device
+    inputs, targets = (padded(list(part)).to(device) for part in zip(*sets))
+    sizes = np.array([len(sets[s][1]) for s in set_of])
+    n_rows = -(-sizes.max() // batch_size) * batch_size  # whole batches, the last one filled up
+    # Share of each row in the mean over its batch; zero for the rows that fill up the last one.
+    last = (sizes - 1) % batch_size + 1
+    share = np.full((len(sizes), n_rows), 1 / batch_size)
+    share[:, -batch_size:] = (np.arange(batch_size) < last[:, None]) / last[:, None]
+    share = torch.as_tensor(share, dtype=torch.float32, device=device)
+    state = {"share": share, "set": torch.as_tensor(set_of, device=device)}
+    if watch is not None:
+        state["watch_inputs"], state["watch_targets"] = (
+            padded([watch[s][part] for s in set_of]).to(device) for part in (0, 1)
+        )
+        watch_sizes = [len(watch[s][1]) for s in set_of]
+        state["watch_share"] = padded([np.full(n, 1 / n) for n in watch_sizes]).to(device)
+
+    trained = [name for name in weights if name not in frozen]
+    step = optimiser([weights[name].requires_grad_() for name in trained])
+    kept = {name: value.detach().clone() for name, value in weights.items()}
+    kept_epochs = np.zeros(len(sizes), int) if watch is not None else np.array(epochs)
+    least = np.full(len(sizes), np.inf)
+    held = np.arange(len(sizes))  # number of each replica that the tensors hold
+    runs = np.ones(len(held), bool)  # False: stopped, and still in the tensors
+    history = []
+    bar = tqdm(range(1, epochs.max() + 1), desc=description, unit="epoch", leave=False, mininterval=0.5)
+    for epoch in bar:
+        order = torch.zeros(len(held), n_rows, dtype=torch.int64)
+        for row, replica in zip(order, held):
+            row[: sizes[replica]] = epoch_order(generators[replica], sizes[replica])
+        order, which = order.to(device), state["set"][:, None]
+        epoch_inputs, epoch_targets = inputs[which, order], targets[which, order]
+        epoch_loss = torch.zeros(len(held), device=device)
+        for start in range(0, n_rows, batch_size):
+            batch = slice(start, start + batch_size)
+            error = forward(weights, epoch_inputs[:, batch]) - epoch_targets[:, batch]
+            loss = (error**2 * state["share"][:, batch]).sum(1)
+            step.zero_grad()
+            loss.sum().backward()
+            step.step()
+            epoch_loss += loss.detach()
+        epoch_loss = epoch_loss.cpu().numpy() / (n_rows // batch_size)
+
+        if watch is None:
+            watched = np.full(len(held), np.nan)
+            keep, stop = epochs[held] == epoch, epochs[held] <= epoch
+        else:
+            with torch.no_grad():
+                error = forward(weights, state["watch_inputs"]) - state["watch_targets"]
+                watched = (error**2 * state["watch_share"]).sum(1).cpu().numpy()
+            keep = runs & (watched < least[held]) & (epoch > 1)
+            least[held[keep]], kept_epochs[held[keep]] = watched[keep], epoch
+            stop = epoch - np.maximum(kept_epochs[held], 1) >= patience
+        history += [(held[i], epoch, epoch_loss[i], watched[i]) for i in np.flatnonzero(runs)]
+        if keep.any():
+            for name, value in kept.items():
+                value[held[keep]] = weights[name].detach()[keep]
+        runs &= ~stop
+        if not runs.any():
+            break
+        if runs.mean() < 0.75:  # worth the copying: take the stopped replicas out of the tensors
+            held, state = held[runs], {name: value[runs] for name, value in state.items()}
+            fewer = {name: value.detach()[runs] for name, value in weights.items()}
+            fewer_step = optimiser([fewer[name].requires_grad_() for name in trained])
+            for name in trained:
+                fewer_step.state[fewer[name]] = {
+                    key: value[runs] if value is not None and value.shape == weights[name].shape else value
+                    for key, value in step.state[weights[name]].items()
+                }
+            weights, step, runs = fewer, fewer_step, runs[runs]
+    bar.close()
+    return kept, kept_epochs, history
+
+
+def torch_device(name):
+    """torch's device for DEVICE; auto: CUDA, else MPS, else CPU."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, is_there in there.items() if is_there)
+    if not there[name]:
+        raise InputError(f"DEVICE: expected auto or cpu, this machine has no {name} for torch")
+    return torch.device(name)
+
+
+def train_networks(
+    settings, weights, generators, scalers, train_sets, watch_sets, optimiser, epochs, frozen=()
+):
+    """`train` with the settings of a run: sets in their own units, one per split, to a Model.
+
+    Replicas: for each split all SEEDS, in this order.
+    """
+    sets = [one.transform(*rows) for one, rows in zip(scalers, train_sets)]
+    watch = watch_sets and [one.transform(*rows) for one, rows in zip(scalers, watch_sets)]
+    set_of = np.repeat(np.arange(len(sets)), len(settings.SEEDS))
+    trained = train(
+        weights,
+        generators,
+        sets,
+        set_of,
+        optimiser,
+        epochs,
+        settings.BATCH_SIZE,
+        watch,
+        settings.PATIENCE,
+        frozen,
+        torch_device(settings.DEVICE),
+    )
+    return Model(trained[0], scalers, *trained[1:])
+
+
+def predict(model, inputs):
+    """Predictions of all networks for the same rows, in the target's units: (n_splits, n_seeds, n)."""
+    import torch
+
+    n_seeds = len(model.epochs) // len(model.scalers)
+    found = []
+    for i, scalers in enumerate(model.scalers):
+        weights = {name: value[i * n_seeds : (i + 1) * n_seeds] for name, value in model.weights.items()}
+        scaled = torch.as_tensor(scalers.inputs.transform(inputs), dtype=torch.float32)
+        with torch.no_grad():
+            out = forward(weights, scaled.expand(n_seeds, -1, -1)).double().numpy()
+        found.append(scalers.target.inverse_transform(out))
+    return np.array(found)
+
+
+def fit_selected(settings, data, splits, fit):
+    """Fit the networks of all splits, the epochs chosen as SELECT_BY says.
+
+    fit: function (settings, data, training rows of each split, watched rows of each split or None,
+    epochs) -> Model. With 'validation' it never sees a row of the test set.
+    """
+    whole = [split.train for split in splits]
+    if settings.SELECT_BY == "reference":  # the published rule: it reads the test labels
+        return fit(settings, data, whole, [split.test for split in splits], settings.EPOCHS)
+    held = [hold_out(data.table, split, settings.HOLD_OUT) for split in splits]
+    rest = [rows[~np.isin(rows, out)] for rows, out in zip(whole, held)]
+    model = fit(settings, data, rest, held, settings.EPOCHS)
+    return fit(settings, data, whole, None, model.epochs) if settings.REFIT else model
+
+
+# ==== what a run leaves behind ====================================================================
+
+
+def scores(true, predicted, target_scale):
+    """R2, loss (mean squared error in standardised units), RMSE and MAE in the target's units."""
+    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+
+    squared = mean_squared_error(true, predicted)
+    return {
+        "R2": r2_score(true, predicted) if len(true) > 1 else np.nan,
+        "loss": squared / target_scale**2,
+        "RMSE": squared**0.5,
+        "MAE": mean_absolute_error(true, predicted),
+    }
+
+
+def report(settings, data, splits, model):
+    """Print the figures of all runs and write metrics, predictions, losses, plot and checkpoint."""
+    predicted = predict(model, data.inputs)  # (n_splits, n_seeds, n_rows)
+    how = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
+    runs = [(split, seed) for split in splits for seed in settings.SEEDS]
+    rows, tables = [], []
+    for i, split in enumerate(splits):
+        scale = model.scalers[i].target.scale_.item()
+        for part, members in (("train", split.train), ("test", split.test)):
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "split": split.number,
+                        "structure": data.table.structure.to_numpy()[members],
+                        "phase": data.table.phase.to_numpy()[members],
+                        "set": part,
+                        "true": data.targets[members],
+                        "mean": predicted[i][:, members].mean(0),
+                        "std": predicted[i][:, members].std(0),
+                    }
+                )
+            )
+        for j, seed in enumerate(settings.SEEDS):
+            row = {
+                "method": settings.METHOD,
+                "target": settings.TARGET,
+                "alloys": settings.ALLOYS,
+                "percent": settings.PERCENT,
+                "split": split.number,
+                "seed": seed,
+                "select_by": settings.SELECT_BY,
+                "epoch": model.epochs[len(rows)],
+            }
+            for part, members in (("train", split.train), ("test", split.test)):
+                found = scores(data.targets[members], predicted[i, j, members], scale)
+                row |= {f"{part}_{name}": value for name, value in found.items()}
+            rows.append(row)
+            print(
+                f"{settings.METHOD} {settings.TARGET}, split {split.number}, seed {seed}, "
+                f"epoch {row['epoch']}, {how[settings.SELECT_BY]}"
+            )
+            for part in ("train", "test"):
+                print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
+    losses = [(runs[r][0].number, runs[r][1], *rest) for r, *rest in sorted(model.losses)]
+
+    name = settings.RESULTS_DIR / f"{settings.METHOD}_{settings.TARGET}"
+    predictions = pd.concat(tables)
+    write_csv(pd.DataFrame(rows), Path(f"{name}_metrics.csv"))
+    write_csv(predictions, Path(f"{name}_predictions.csv"))
+    losses = pd.DataFrame(losses, columns=["split", "seed", "epoch", "train", "watched"])
+    write_csv(losses, Path(f"{name}_losses.csv"))
+    plot_parity(predictions, settings, Path(f"{name}_parity.png"))
+    save_checkpoint(settings, data, model, Path(f"{name}.pt"))
+    print(f"written: {name}_metrics.csv, _predictions.csv, _losses.csv, _parity.png, .pt")
+
+
+def plot_parity(predictions, settings, path):
+    """True against predicted values (mean over seeds), training and test set."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(4.5, 4.5), layout="constrained")).subplots()
+    for part, colour in (("train", "tab:gray"), ("test", "tab:red")):
+        points = predictions[predictions.set == part]
+        axes.scatter(points.true, points["mean"], s=12, c=colour, alpha=0.6, label=f"{part} ({len(points)})")
+    axes.axline((0, 0), slope=1, c="k", lw=0.8, zorder=0)
+    label = {"Ef": "formation energy (eV/atom)", "Ms": "magnetisation (μB/atom)"}[settings.TARGET]
+    axes.set(xlabel=f"DFT {label}", ylabel=f"predicted {label}", title=f"{settings.METHOD} {settings.TARGET}")
+    axes.set_aspect("equal", "datalim")
+    axes.legend()
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def save_checkpoint(settings, data, model, path):
+    """Weights, scalers and settings of a run; `load_checkpoint` reads them without running code."""
+    import torch
+
+    scalers = {
+        name: torch.tensor(np.array([getattr(getattr(one, part), f"{what}_") for one in model.scalers]))
+        for part in ("inputs", "target")
+        for what in ("mean", "scale")
+        for name in [f"{part}_{what}"]
+    }
+    plain = {
+        name: value if isinstance(value, int | float | list | None) else str(value)
+        for name, value in vars(settings).items()
+    }
+    with whole_file(path) as temporary:
+        torch.save(
+            {
+                "weights": model.weights,
+                "scalers": scalers,  # (n_splits, n_inputs) and (n_splits, 1)
+                "epochs": torch.as_tensor(model.epochs),
+                "elements": list(data.system.elements),
+                "settings": plain,
+            },
+            temporary,
+        )

@@ -1,0 +1,289 @@
+"""Cluster expansion (CE): fit, effective cluster interactions, new labelled samples.
+
+    python generate.py
+    python generate.py --target Ms --alloys Total
+    python generate.py --clusters points pairs triplets second_pairs --alpha 1e-3
+
+Reads the occupation tables of structure_stat.py and one POSCAR per phase as lattice. Writes to
+RESULTS_DIR, per phase: generated_<phase>_<target>.csv (composition, descriptors, label) and
+eci_<phase>_<target>.csv with a bar plot beside it. main_transfer.py uses the same functions, fitted
+on the training rows of its own splits.
+"""
+
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+import common
+import structure_stat
+from common import PHASES, TARGETS, UNITS, InputError
+
+# ---- settings ------------------------------------------------------------------------------------
+DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
+TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
+RESULTS_DIR = "results"  # folder for what this script writes
+TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, mub/atom
+ALLOYS = "4+5"  # 4+5: samples of four and five elements; Total: of two to five
+CLUSTERS = "points pairs triplets"  # blocks the CE is fitted to; second_pairs may be added
+ALPHA = None  # strength of the ridge penalty; None: 1e-4 (Ef), 1e-2 (Ms)
+# --------------------------------------------------------------------------------------------------
+
+STEPS = 10  # mole fractions of samples are multiples of 1/STEPS
+MAX_ELEMENTS = 5
+DEFAULT_ALPHA = {"Ef": 1e-4, "Ms": 1e-2}
+LATTICE = "FeNiCoCrMn_sqs"  # with the phase: the POSCAR whose sites the samples fill, where there is one
+
+
+class Samples(NamedTuple):
+    """Alloys to label: what does not depend on the fit, so it is computed once."""
+
+    elements: tuple
+    fractions: np.ndarray  # (n, n_elements)
+    kind: np.ndarray  # (n,), 0: plain; 1: with Mn; 2: its copy with Pd
+    inputs: dict  # phase -> (n, n_elements + 6), what a network sees
+    occupation: dict  # phase -> (n, n_columns), what the CE sees
+
+
+def ce_columns(system, clusters):
+    """The occupation columns that the CE is fitted to; clusters: as in CLUSTERS."""
+    return [column for block in clusters.split() for column in common.cluster_columns(system, block)]
+
+
+def sample_compositions(system, alloys):
+    """Mole fractions (n, n_elements) and kind (n,) of the alloys to label: 1008 for '4+5', 1710 for 'Total'.
+
+    All tenths that sum to one, of two to five elements ('4+5': four or five), by nested loops over
+    the elements. An element that is never together with an earlier one (Pd with Mn) takes the
+    earlier one's place: each alloy with Mn is followed by its copy with Pd. Alloys without such
+    elements come first; in both parts those of fewer elements come first. kind: as in Samples.
+    """
+    stands_for = {}  # Pd -> Mn
+    for i, element in enumerate(system.elements):
+        partners = [e for e in system.elements[:i] if frozenset((e, element)) in system.excluded]
+        if partners:
+            stands_for[element] = stands_for.get(partners[0], partners[0])
+    replaced = set(stands_for.values())
+    found = []
+    for steps in tenths(len(system.elements)):
+        present = [element for element, step in zip(system.elements, steps) if step]
+        if not (4 if alloys == "4+5" else 2) <= len(present) <= MAX_ELEMENTS:
+            continue
+        if not common.allowed(system, present):
+            continue
+        kind = 2 if not stands_for.keys().isdisjoint(present) else int(not replaced.isdisjoint(present))
+        folded = [0] * len(steps)  # the alloy that this one is a copy of
+        for element, step in zip(system.elements, steps):
+            folded[system.elements.index(stands_for.get(element, element))] += step
+        found.append((kind > 0, len(present), folded, kind, steps))
+    if not found:
+        raise InputError(f"ALLOYS {alloys}: the elements {', '.join(system.elements)} make no such alloy")
+    found.sort(key=lambda entry: entry[:4])
+    return np.array([entry[4] for entry in found]) / STEPS, np.array([entry[3] for entry in found])
+
+
+def tenths(n):
+    """All ways to share STEPS among n elements, in the order of nested loops: (n_ways, n)."""
+    bars = np.array(list(combinations(range(STEPS + n - 1), n - 1)), int).reshape(-1, n - 1)
+    ends = np.full((len(bars), 1), STEPS + n - 1)
+    return np.diff(np.hstack([np.full_like(ends, -1), bars, ends])) - 1
+
+
+def read_lattice(settings, database, system, phase):
+    """The structure whose sites the samples of a phase fill: LATTICE, else the phase's largest."""
+    rows = database[database.phase == phase]
+    if LATTICE + phase in set(rows.structure):
+        rows = rows[rows.structure == LATTICE + phase]
+    folder = settings.DATA_DIR / "POSCARS"
+    structures = []
+    for name, formula in zip(rows.structure, rows.formula):
+        try:
+            structures.append(structure_stat.read_structure(folder / name, formula, system.elements))
+        except InputError as error:
+            raise InputError(
+                f"{folder}: expected the POSCAR of the samples' lattice; found {error}"
+            ) from None
+    return max(structures, key=len)
+
+
+def draw_species(fractions, n_atoms):
+    """Random occupation of a cell by each composition: element numbers, (n, n_atoms).
+
+    Species in element order through numpy's legacy generator, seeded afresh for each composition,
+    so that all of them share one permutation of the sites.
+    """
+    ends = np.rint(np.cumsum(fractions, axis=1) * n_atoms)  # (n, n_elements)
+    ordered = (np.arange(n_atoms) >= ends[:, :, None]).sum(1)
+    permutation = np.arange(n_atoms)
+    np.random.RandomState(0).shuffle(permutation)
+    return ordered[:, permutation]
+
+
+def sample_occupation(structure, phase, fractions, system, clusters):
+    """Occupation probabilities of randomly filled cells, (n, n_columns), columns as ce_columns."""
+    sites, vectors = structure_stat.neighbours(structure, phase)
+    members = structure_stat.cluster_members(vectors, phase)
+    species = draw_species(fractions, len(structure)).astype(np.int8)
+    blocks = []
+    for block in clusters.split():
+        found = structure_stat.cluster_sites(sites, members[block])
+        found = np.sort(found.reshape(-1, found.shape[-1]), axis=1)
+        # Most clusters are met once from each of their atoms: look each up once and weight it.
+        distinct, weight = np.unique(found, axis=0, return_counts=True)
+        lookup = structure_stat.column_of(system, block)
+        column = lookup[tuple(species[:, distinct[:, i]] for i in range(distinct.shape[1]))]
+        blocks.append(structure_stat.count(column, weight, lookup.max() + 1) / weight.sum())
+    return np.hstack(blocks)
+
+
+def make_samples(settings, database, system):
+    """Samples of all phases in the database; nothing in them depends on a fit or a target."""
+    fractions, kind = sample_compositions(system, settings.ALLOYS)
+    inputs, occupation = {}, {}
+    for phase in common.phases_of(database):
+        structure = read_lattice(settings, database, system, phase)
+        inputs[phase] = common.network_inputs(fractions, [phase] * len(fractions), system.elements)
+        occupation[phase] = sample_occupation(structure, phase, fractions, system, settings.CLUSTERS)
+    return Samples(system.elements, fractions, kind, inputs, occupation)
+
+
+def rows_of(table, rows, phase):
+    """Those of the rows that are of one phase, as a frame."""
+    part = table.iloc[rows]
+    return part[part.phase == phase]
+
+
+def fit_ce(settings, table, system, rows):
+    """Cluster expansion of each phase, fitted on the given rows of the table alone: {phase: Ridge}."""
+    from sklearn.linear_model import Ridge
+
+    alpha = DEFAULT_ALPHA[settings.TARGET] if settings.ALPHA is None else settings.ALPHA
+    columns = ce_columns(system, settings.CLUSTERS)
+    models = {}
+    for phase in common.phases_of(table):
+        part = rows_of(table, rows, phase)
+        if part.empty:
+            raise InputError(f"no {phase} alloy is left to fit the cluster expansion to")
+        models[phase] = Ridge(alpha=alpha).fit(
+            part[columns].to_numpy(), part[TARGETS[settings.TARGET]].to_numpy()
+        )
+    return models
+
+
+def label(models, samples):
+    """Inputs and CE labels of all samples, phase after phase: (n, n_inputs), (n,)."""
+    labels = [models[phase].predict(samples.occupation[phase]) for phase in models]
+    return np.concatenate([samples.inputs[phase] for phase in models]), np.concatenate(labels)
+
+
+def select(samples, number, alloys):
+    """Rows of the samples that data augmentation takes in each phase, `number` of them.
+
+    By number of elements, and by what they hold of Mn and Pd, in the proportions of the study's
+    data; for other elements, of whichever stand in for one another (`sample_compositions`).
+    Raises InputError where there are not as many samples.
+    """
+    if alloys == "4+5":
+        wanted = {4: number - ceil_share(number, 55, 152), 5: ceil_share(number, 55, 152)}
+    else:
+        wanted = {2: ceil_share(number, 84, 364), 3: 0, 4: ceil_share(number, 97, 364),
+                  5: ceil_share(number, 55, 364)}  # fmt: skip
+        wanted[3] = number - sum(wanted.values())
+    copied_share = {2: (2, 7), 3: (3, 8), 4: (4, 9), 5: (1, 2)}  # of those with Pd
+    n_elements = (samples.fractions > 0).sum(1)
+    generator = np.random.default_rng(42)
+    chosen = []
+    for k, n in wanted.items():
+        plain, original, copy = (
+            np.flatnonzero((n_elements == k) & (samples.kind == kind)) for kind in range(3)
+        )
+        n_copied = ceil_share(n, *copied_share[k]) if len(original) == len(copy) > 0 else 0
+        n_plain = max(n - 2 * n_copied, 0) if len(plain) else 0
+        n_original = n - n_copied - n_plain
+        if n_plain > len(plain) or max(n_copied, n_original) > len(original):
+            raise InputError(f"AUGMENT {number}: there are not as many samples of {k} elements")
+        drawn = generator.choice(len(original), n_copied, replace=False) if n_copied else np.arange(0)
+        chosen.append(copy[drawn])
+        if n_original < n_copied:
+            drawn = generator.choice(drawn, n_original, replace=False)
+        chosen.append(original[drawn])
+        chosen.append(generator.choice(plain, n_plain, replace=False) if n_plain else plain[:0])
+    return np.concatenate(chosen)
+
+
+def ceil_share(number, part, whole):
+    """number * part / whole, rounded up."""
+    return -(-number * part // whole)
+
+
+def write_samples(settings, samples, phase, labels):
+    """generated_<phase>_<target>.csv: a row per sample; returns its path."""
+    names = [*samples.elements, "S (J/mol/K)", "delta_r", "delta_chi", "valence", *PHASES]
+    formulas = [
+        "".join(f"{e}{round(STEPS * x)}" for e, x in zip(samples.elements, row) if x > 0)
+        for row in samples.fractions
+    ]
+    frame = pd.DataFrame(samples.inputs[phase], columns=names)
+    frame.insert(0, "composition", formulas)
+    frame[TARGETS[settings.TARGET]] = labels
+    path = settings.RESULTS_DIR / f"generated_{phase}_{settings.TARGET}.csv"
+    common.write_csv(frame, path)
+    return path
+
+
+def write_interactions(settings, system, phase, model):
+    """eci_<phase>_<target>.csv, a row per cluster, and a bar plot beside it."""
+    from matplotlib.figure import Figure
+
+    unit, columns = UNITS[settings.TARGET], ce_columns(system, settings.CLUSTERS)
+    path = settings.RESULTS_DIR / f"eci_{phase}_{settings.TARGET}.csv"
+    frame = pd.DataFrame({"cluster": columns, f"ECI ({unit})": model.coef_})
+    frame.loc[len(frame)] = ["intercept", model.intercept_]
+    common.write_csv(frame, path)
+
+    axes = (figure := Figure(figsize=(0.16 * len(columns) + 1, 4), layout="constrained")).subplots()
+    for block in settings.CLUSTERS.split():
+        members = [columns.index(column) for column in common.cluster_columns(system, block)]
+        axes.bar(members, model.coef_[members], label=block.replace("_", " "))
+    axes.set_xticks(range(len(columns)), [column.split()[-1] for column in columns], rotation=90, fontsize=7)
+    axes.set(ylabel=f"effective cluster interaction ({unit})", title=f"{phase}, {settings.TARGET}")
+    axes.axhline(0, color="k", lw=0.8)
+    axes.margins(x=0.01)
+    axes.legend()
+    with common.whole_file(path.with_suffix(".png")) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def cross_validated_rmse(model, inputs, targets):
+    """Five-fold, shuffled; inputs (n, n_columns), targets (n,)."""
+    from sklearn.base import clone
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    predicted = cross_val_predict(clone(model), inputs, targets, cv=KFold(5, shuffle=True, random_state=0))
+    return np.sqrt(np.mean((predicted - targets) ** 2))
+
+
+def main():
+    settings = common.read_settings(globals())
+    common.output_folder(settings.RESULTS_DIR)
+    table, system = common.load_tables(settings)
+    samples = make_samples(settings, table, system)
+    train = common.split_rows(table, settings.ALLOYS, percent=100, number=0).train
+    columns, target = ce_columns(system, settings.CLUSTERS), TARGETS[settings.TARGET]
+    for phase, model in fit_ce(settings, table, system, train).items():
+        rows = rows_of(table, train, phase)
+        inputs, targets = rows[columns].to_numpy(), rows[target].to_numpy()
+        labels = model.predict(samples.occupation[phase])
+        path = write_samples(settings, samples, phase, labels)
+        write_interactions(settings, system, phase, model)
+        rmse = cross_validated_rmse(model, inputs, targets)
+        print(
+            f"{phase}: fit R2 {model.score(inputs, targets):.4f} on {len(rows)} training alloys, "
+            f"cross-validated RMSE {rmse:.4f} {UNITS[settings.TARGET]}; "
+            f"{len(labels)} samples in {path}"
+        )
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,119 @@
+"""Networks that learn from a cluster expansion (CE) too: transfer learning (TL), data augmentation (DA).
+
+    python main_transfer.py
+    python main_transfer.py --method da --target Ms
+    python main_transfer.py --seeds 0-7 --splits 0-7 --select-by validation
+
+Reads the occupation tables of structure_stat.py. For each split, fits the CE of generate.py to the
+training rows and labels new alloys with it. TL: a network learns these, then the DFT training set,
+its embedding of the elements frozen. DA: it learns a selection of these and the training set
+together. Prints and writes what main.py does, named <method>_<target>.
+"""
+
+import numpy as np
+
+import common
+import generate
+
+# ---- settings ------------------------------------------------------------------------------------
+DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
+TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
+RESULTS_DIR = "results"  # folder for what this script writes
+TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, mub/atom
+METHOD = "tl"  # tl: transfer learning; da: data augmentation
+ALLOYS = "4+5"  # 4+5: samples and test alloys of four and five elements; Total: of two to five
+PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
+SEEDS = "0"  # networks per split: a number, a range or a list, as 0 or 0-7 or 0,3,5
+SPLITS = "0"  # random splits into training and test set, likewise; 0 is the study's
+SELECT_BY = "reference"  # epoch of least loss on the test set (reference, as published) or validation
+HOLD_OUT = 0.2  # share of the training set's four- and five-element alloys for validation
+REFIT = True  # after validation, train on the whole training set for as many epochs
+CLUSTERS = "points pairs triplets"  # blocks the CE is fitted to; second_pairs may be added
+ALPHA = None  # strength of the CE's ridge penalty; None: 1e-4 (Ef), 1e-2 (Ms)
+AUGMENT = 75  # CE-labelled alloys a phase for da
+SOURCE_EPOCHS = 20  # of tl on the CE-labelled alloys, last state kept
+SOURCE_LEARNING_RATE = 0.001  # of Adam, there
+EPOCHS = 1000  # most epochs (tl: on the training set)
+PATIENCE = 100  # epochs without a better one before training stops
+BATCH_SIZE = 16  # alloys
+LEARNING_RATE = None  # None: 0.05 of SGD (tl), 0.001 of Adam (da)
+DEVICE = "auto"  # auto (CUDA, else MPS, else CPU), cpu, cuda or mps
+# --------------------------------------------------------------------------------------------------
+
+DEFAULT_RATE = {"tl": 0.05, "da": 0.001}
+
+
+def fit(settings, data, train_rows, watch_rows, epochs):
+    """Networks of all seeds for each split, by METHOD.
+
+    train_rows, watch_rows: row numbers, an array per split; watch_rows may be None.
+    epochs, watch_rows: as in `common.train`. Returns a common.Model.
+    """
+    from torch.optim import SGD, Adam
+
+    rate = settings.LEARNING_RATE or DEFAULT_RATE[settings.METHOD]
+    samples = generate.make_samples(settings, data.table, data.system)
+    labelled = [
+        generate.label(generate.fit_ce(settings, data.table, data.system, rows), samples)
+        for rows in train_rows
+    ]
+    train_sets, watch_sets = data.sets(train_rows), data.sets(watch_rows)
+    seeds, n_elements = settings.SEEDS * len(train_rows), len(data.system.elements)
+    weights, generators = common.initial_weights(seeds, n_elements)
+
+    if settings.METHOD == "da":
+        chosen = generate.select(samples, settings.AUGMENT, settings.ALLOYS)
+        in_all = np.concatenate([chosen + i * len(samples.kind) for i in range(len(samples.inputs))])
+        train_sets = [
+            tuple(np.concatenate([dft, ce[in_all]]) for dft, ce in zip(*pair))
+            for pair in zip(train_sets, labelled)
+        ]
+        scalers = [common.Scalers.fit(*one) for one in train_sets]
+        return common.train_networks(
+            settings,
+            weights,
+            generators,
+            scalers,
+            train_sets,
+            watch_sets,
+            lambda parameters: Adam(parameters, lr=rate, fused=True),
+            epochs,
+        )
+
+    scalers = [common.Scalers.fit(*one) for one in labelled]
+    source = common.train_networks(
+        settings,
+        weights,
+        generators,
+        scalers,
+        labelled,
+        None,
+        lambda parameters: Adam(parameters, lr=settings.SOURCE_LEARNING_RATE, fused=True),
+        settings.SOURCE_EPOCHS,
+    )
+    scalers = [common.Scalers.fit(*one) for one in train_sets]
+    _, generators = common.initial_weights(seeds, n_elements)  # seeded again, as published
+    return common.train_networks(
+        settings,
+        source.weights,
+        generators,
+        scalers,
+        train_sets,
+        watch_sets,
+        lambda parameters: SGD(parameters, lr=rate),
+        epochs,
+        frozen=("embedding",),
+    )
+
+
+def main():
+    settings = common.read_settings(globals(), METHOD=common.one_of("tl", "da"))
+    common.output_folder(settings.RESULTS_DIR)
+    data = common.load_data(settings)
+    splits = common.make_splits(settings, data.table)
+    model = common.fit_selected(settings, data, splits, fit)
+    common.report(settings, data, splits, model)
+
+
+if __name__ == "__main__":
+    common.run(main)

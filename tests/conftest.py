@@ -1,0 +1,103 @@
+"""Small structures and data sets that the tests make, and where the study's data lies."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.vasp.inputs import Poscar
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = ROOT.parent / "shared" / "HEA_data"
+TINY = ["--epochs", "3", "--patience", "2", "--device", "cpu"]
+
+needs_study = pytest.mark.skipif(not STUDY.is_dir(), reason="the study's data is not at ../shared/HEA_data")
+
+
+def ideal(phase, species, repeat, a=3.6):
+    """A conventional cell repeated; species: a list as long as the sites, or a function of them."""
+    basis = {
+        "fcc": [(0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)],
+        "bcc": [(0, 0, 0), (0.5, 0.5, 0.5)],
+    }[phase]
+    structure = Structure(Lattice.cubic(a), [species[i % len(species)] for i in range(len(basis))], basis)
+    return structure.make_supercell(repeat)
+
+
+def random_alloy(phase, formula_counts, seed, repeat=2, displacement=0.05):
+    """A repeated cell randomly filled and displaced by some hundredths of an angstrom."""
+    generator = np.random.default_rng(seed)
+    structure = ideal(phase, ["Fe"], repeat)
+    species = [element for element, n in formula_counts.items() for _ in range(n)]
+    assert len(species) == len(structure)
+    generator.shuffle(species)
+    shift = generator.normal(0, displacement, (len(structure), 3))
+    return Structure(structure.lattice, species, structure.cart_coords + shift, coords_are_cartesian=True)
+
+
+def write_data(folder, alloys):
+    """alloys: {(formula, phase): structure} -> Database.csv and POSCARS/ with made-up targets."""
+    (folder / "POSCARS").mkdir(parents=True)
+    rows = []
+    for (formula, phase), structure in alloys.items():
+        name = f"{formula}_sqs{phase}"
+        text = Poscar(structure.get_sorted_structure()).get_str(significant_figures=12)
+        (folder / "POSCARS" / name).write_text(text)
+        c = structure.composition.fractional_composition.get_el_amt_dict()
+        energy = 0.1 * c.get("Cr", 0) - 0.2 * c.get("Fe", 0) * c.get("Ni", 0) + 0.02 * (phase == "bcc")
+        moment = 2.2 * c.get("Fe", 0) + 0.6 * c.get("Ni", 0) + 1.6 * c.get("Co", 0)
+        rows.append([name, energy, moment, phase])
+    columns = ["structures", "Eform (eV/atom)", "Ms (mub/atom)", "phase"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "Database.csv")
+    return folder
+
+
+ELEMENTS = ["Fe", "Ni", "Co", "Cr", "Mn"]
+
+
+def small_alloys():
+    """Binaries to quinaries, 22 a phase, in 32-atom fcc and 16-atom bcc cells."""
+    generator = np.random.default_rng(7)
+    alloys = {}
+    for phase, n_atoms in (("fcc", 32), ("bcc", 16)):
+        seen = set()
+        while len(seen) < 22:
+            k = 2 + len(seen) // 4 if len(seen) < 8 else 4 + len(seen) % 2
+            elements = sorted(generator.choice(5, k, replace=False))
+            counts = 1 + generator.multinomial(n_atoms - k, np.ones(k) / k)
+            formula = "".join(f"{ELEMENTS[e]}{n}" for e, n in zip(elements, counts))
+            if formula not in seen:
+                seen.add(formula)
+                filling = {ELEMENTS[e]: n for e, n in zip(elements, counts)}
+                alloys[formula, phase] = random_alloy(phase, filling, seed=len(seen))
+    return alloys
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """A data folder of small made-up alloys, with its occupation tables; not to be written to."""
+    folder = write_data(tmp_path_factory.mktemp("data") / "HEA_data", small_alloys())
+    run("structure_stat.py", "--data-dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def study_tables(tmp_path_factory):
+    """Occupation tables of the study's data, in a folder of the tests' own."""
+    if not STUDY.is_dir():
+        pytest.skip("the study's data is not at ../shared/HEA_data")
+    folder = tmp_path_factory.mktemp("tables")
+    run("structure_stat.py", "--data-dir", STUDY, "--table-dir", folder)
+    return folder
+
+
+def run(script, *flags, status=0):
+    """Run a script as a user does; returns what it printed."""
+    command = [sys.executable, ROOT / script, *map(str, flags)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == status, finished.stderr
+    return SimpleNamespace(out=finished.stdout, err=finished.stderr)

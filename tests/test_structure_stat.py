@@ -1,0 +1,185 @@
+"""Occupation probabilities: counts known by hand, invariances, the values of the method's tables."""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import STUDY, ideal, needs_study, random_alloy
+from pymatgen.core import Composition, Structure
+from pymatgen.io.vasp.inputs import Poscar
+
+import common
+import structure_stat
+from common import BLOCKS, System
+
+FE_NI = System(("Fe", "Ni"), ())
+PAPER = System(("Fe", "Ni", "Co", "Cr", "Mn", "Pd"), (frozenset(("Mn", "Pd")),))
+
+
+def occupation(structure, phase, tmp_path, system=PAPER):
+    """{column: probability} of one structure, by way of a POSCAR file."""
+    path = tmp_path / "POSCAR"
+    path.write_text(Poscar(structure).get_str(significant_figures=14))
+    values, faults = structure_stat.count_structures(
+        [path], [structure.composition.formula.replace(" ", "")], phase, system
+    )
+    assert not faults
+    columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
+    return dict(zip(columns, values[0]))
+
+
+def test_columns():
+    sizes = {block: len(common.cluster_columns(PAPER, block)) for block in BLOCKS}
+    assert sizes == {"points": 6, "pairs": 20, "triplets": 50, "quadruplets": 105, "second_pairs": 20}
+    assert common.cluster_columns(PAPER, "triplets")[:3] == [
+        "triplet Fe-Fe-Fe", "triplet Fe-Fe-Ni", "triplet Fe-Fe-Co",
+    ]  # fmt: skip
+
+
+def test_ordered_l12(tmp_path):
+    """Ni3Fe in L1_2: every Fe has 12 Ni; triangles are Ni3 or FeNi2, tetrahedra FeNi3."""
+    found = occupation(ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2), "fcc", tmp_path, FE_NI)
+    expected = {
+        "Fe": 1 / 4, "Ni": 3 / 4, "pair Fe-Ni": 1 / 2, "pair Ni-Ni": 1 / 2, "triplet Fe-Ni-Ni": 3 / 4,
+        "triplet Ni-Ni-Ni": 1 / 4, "quadruplet Fe-Ni-Ni-Ni": 1, "second pair Fe-Fe": 1 / 4,
+        "second pair Ni-Ni": 3 / 4,
+    }  # fmt: skip
+    assert found == pytest.approx({column: expected.get(column, 0) for column in found}, abs=1e-12)
+
+
+def test_ordered_b2(tmp_path):
+    """FeNi in B2: first neighbours unlike, second alike; tetrahedra hold two of each."""
+    found = occupation(ideal("bcc", ["Fe", "Ni"], 3, a=2.9), "bcc", tmp_path, FE_NI)
+    expected = {
+        "Fe": 1 / 2, "Ni": 1 / 2, "pair Fe-Ni": 1, "triplet Fe-Fe-Ni": 1 / 2, "triplet Fe-Ni-Ni": 1 / 2,
+        "quadruplet Fe-Fe-Ni-Ni": 1, "second pair Fe-Fe": 1 / 2, "second pair Ni-Ni": 1 / 2,
+    }  # fmt: skip
+    assert found == pytest.approx({column: expected.get(column, 0) for column in found}, abs=1e-12)
+
+
+ALLOYS = {"fcc": {"Fe": 8, "Ni": 8, "Co": 10, "Pd": 6}, "bcc": {"Fe": 4, "Ni": 4, "Cr": 5, "Mn": 3}}
+
+
+@pytest.mark.parametrize("phase", ["fcc", "bcc"])
+class TestInvariance:
+    def alloy(self, phase, displacement=0.05):
+        return random_alloy(phase, ALLOYS[phase], seed=3, displacement=displacement)
+
+    def check(self, phase, changed, tmp_path):
+        before = occupation(self.alloy(phase), phase, tmp_path)
+        assert occupation(changed, phase, tmp_path) == pytest.approx(before, abs=1e-12)
+
+    def test_supercell(self, phase, tmp_path):
+        self.check(phase, self.alloy(phase).make_supercell([[1, 1, 0], [0, 1, 0], [0, 0, 2]]), tmp_path)
+
+    def test_rotation(self, phase, tmp_path):
+        alloy = self.alloy(phase)
+        q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+        rotation = q * np.sign(np.linalg.det(q))
+        turned = Structure(alloy.lattice.matrix @ rotation, alloy.species, alloy.frac_coords)
+        self.check(phase, turned, tmp_path)
+
+    def test_order_of_sites_and_cell(self, phase, tmp_path):
+        alloy = self.alloy(phase)
+        order = np.random.default_rng(1).permutation(len(alloy))
+        shifted = alloy.frac_coords[order] + 0.37
+        self.check(phase, Structure(alloy.lattice, [alloy.species[i] for i in order], shifted), tmp_path)
+
+    def test_strain(self, phase, tmp_path):
+        """Only ranks of distances count, not distances."""
+        alloy = self.alloy(phase)
+        self.check(phase, Structure(alloy.lattice.matrix * 1.1, alloy.species, alloy.frac_coords), tmp_path)
+
+    def test_blocks_sum_to_one(self, phase, tmp_path):
+        found = occupation(self.alloy(phase), phase, tmp_path)
+        for block in BLOCKS:
+            assert sum(found[c] for c in common.cluster_columns(PAPER, block)) == pytest.approx(1)
+
+
+def brute_force(structure, phase):
+    """Triplet and quadruplet species of a structure, site by site, straight from the rules."""
+    n1 = {"fcc": 12, "bcc": 8}[phase]
+    triplets, quadruplets = [], []
+    for site in structure:
+        near = sorted(structure.get_neighbors(site, 6.5), key=lambda n: n.nn_distance)[: n1 + 6]
+
+        def size(*atoms):
+            return sum(np.linalg.norm(a.coords - b.coords) for a, b in combinations(atoms, 2))
+
+        first, second = near[:n1], near[n1:]
+        pairs = list(combinations(first, 2))
+        if phase == "bcc":
+            mixed = pairs + [(j, k) for j in first for k in second]
+            bases = sorted(pairs, key=lambda p: size(site, *p))[:12]
+            chosen = sorted(mixed, key=lambda p: size(site, *p))[:36]
+            fourths, per_base = second, 2
+        else:
+            bases = chosen = sorted(pairs, key=lambda p: size(site, *p))[:24]
+            fourths, per_base = first, 1
+        triplets += [(site, *pair) for pair in chosen]
+        for pair in bases:
+            others = [atom for atom in fourths if all(atom is not member for member in pair)]
+            others.sort(key=lambda atom: size(site, *pair, atom))
+            quadruplets += [(site, *pair, atom) for atom in others[:per_base]]
+    return triplets, quadruplets
+
+
+@pytest.mark.parametrize("phase", ["fcc", "bcc"])
+def test_against_brute_force(phase, tmp_path):
+    structure = random_alloy(phase, ALLOYS[phase], seed=5, displacement=0.1)
+    found = occupation(structure, phase, tmp_path)
+    for prefix, clusters in zip(("triplet ", "quadruplet "), brute_force(structure, phase)):
+        names = [
+            prefix + "-".join(sorted((str(atom.specie) for atom in atoms), key=PAPER.elements.index))
+            for atoms in clusters
+        ]
+        expected = pd.Series(names).value_counts(normalize=True).to_dict()
+        counted = {column: value for column, value in found.items() if column.startswith(prefix) and value}
+        assert counted == pytest.approx(expected, abs=1e-12)
+
+
+@needs_study
+def test_values_of_the_published_tables(study_tables):
+    tables = pd.concat([pd.read_csv(study_tables / f"{phase}_train.csv") for phase in ("fcc", "bcc")])
+    tables = tables.set_index("structure")
+    prefixes = {"p": "pair", "t": "triplet", "q": "quadruplet", "n": "second pair"}
+    values = {
+        "NiFe_sqsfcc": "p Fe-Fe 0.25, p Fe-Ni 0.5, t Fe-Fe-Ni 0.375, q Fe-Fe-Ni-Ni 0.375, n Fe-Ni 0.5",
+        "FeNiCoCr_sqsfcc": "p Fe-Fe 0.0625, p Fe-Ni 0.125, t Fe-Fe-Ni 0.052734375, t Fe-Ni-Co 0.08984375, "
+        "q Fe-Fe-Ni-Ni 0.015625, q Fe-Ni-Co-Cr 0.109375, n Fe-Ni 0.119791667, n Cr-Cr 0.067708333",
+        "FeNiCoCrPd_sqsbcc": "p Fe-Fe 0.03671875, p Fe-Ni 0.09609375, t Fe-Fe-Ni 0.0265625, "
+        "t Fe-Ni-Co 0.047569444, q Fe-Fe-Ni-Ni 0.011979167, q Fe-Ni-Co-Cr 0.041666667, n Fe-Ni 0.061458333, "
+        "n Cr-Cr 0.033333333",
+    }
+    for structure, text in values.items():
+        for item in text.split(", "):
+            kind, cluster, value = item.split()
+            assert tables.loc[structure, f"{prefixes[kind]} {cluster}"] == pytest.approx(
+                float(value), abs=1e-8
+            )
+
+
+@needs_study
+def test_column_sums_of_all_rows(study_tables):
+    for phase, n_rows in (("fcc", 188), ("bcc", 176)):
+        table = pd.read_csv(study_tables / f"{phase}_train.csv")
+        assert len(table) == n_rows
+        for block in BLOCKS:
+            columns = common.cluster_columns(PAPER, block)
+            np.testing.assert_allclose(table[columns].sum(axis=1), 1, atol=1e-12)
+        # points are the mole fractions that the name says
+        fractions = [
+            [Composition(n.split("_")[0]).get_atomic_fraction(e) for e in PAPER.elements]
+            for n in table.structure
+        ]
+        np.testing.assert_allclose(table[list(PAPER.elements)], fractions, atol=1e-12)
+
+
+@needs_study
+def test_targets_are_those_of_the_database(study_tables):
+    database = pd.read_csv(STUDY / "Database.csv").set_index("structures")
+    for phase in ("fcc", "bcc"):
+        table = pd.read_csv(study_tables / f"{phase}_train.csv").set_index("structure")
+        for column in common.TARGETS.values():
+            assert (table[column] == database.loc[table.index, column]).all()
