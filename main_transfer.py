@@ -49,6 +49,7 @@ def fit(settings, data, train_rows, watch_rows, epochs):
     train_rows, watch_rows: row numbers, an array per split; watch_rows may be None.
     epochs, watch_rows: as in `common.train`. Returns a common.Model.
     """
+    import torch
     from torch.optim import SGD, Adam
 
     rate = settings.LEARNING_RATE or DEFAULT_RATE[settings.METHOD]
@@ -92,7 +93,7 @@ def fit(settings, data, train_rows, watch_rows, epochs):
         settings.SOURCE_EPOCHS,
     )
     scalers = [common.Scalers.fit(*one) for one in train_sets]
-    _, generators = common.initial_weights(seeds, n_elements)  # seeded again, as published
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # seeded again, as published
     return common.train_networks(
         settings,
         source.weights,

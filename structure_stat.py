@@ -29,6 +29,8 @@ FIRST_SHELL = {"fcc": 12, "bcc": 8}  # atoms
 SECOND_SHELL = 6  # atoms, in both
 CHUNK = 64  # structures counted together: enough to make numpy's loops long, little memory
 PARALLEL_FROM = 1500  # structures; below, starting the workers takes longer than the counting
+DIGITS = 6  # lengths equal to 1e-6 angstrom are a tie, whatever a machine's rounding makes of them
+TIE = 1e-9  # angstrom per place in the list: settles it
 MIN_DISTANCE = 0.5  # angstrom; closer atoms stand on one site
 
 
@@ -49,7 +51,7 @@ def neighbours(structure, phase):
         if count.min() >= n:
             break
         radius *= 1.2
-    order = np.lexsort((distance, centre))
+    order = np.lexsort((np.round(distance, DIGITS), centre))
     nearest = order[(np.cumsum(count) - count)[:, None] + np.arange(n)]  # (n_atoms, n)
     position = structure.cart_coords
     vector = position[site] + image @ structure.lattice.matrix - position[centre]
@@ -76,8 +78,9 @@ def cluster_members(vectors, phase):
         return length[:, j] + length[:, k] + mutual[:, j, k]  # (n_atoms, n_pairs)
 
     def least(sizes, number):
-        """Positions of the `number` least along the last axis."""
-        return np.argpartition(sizes, number - 1, axis=-1)[..., :number]
+        """Positions of the `number` least along the last axis; of equal ones, the first."""
+        place = np.arange(sizes.shape[-1])
+        return np.argpartition(np.round(sizes, DIGITS) + TIE * place, number - 1)[..., :number]
 
     if phase == "fcc":
         bases = triplets = within[least(perimeter(within), 24)]  # (n_atoms, 24, 2)
