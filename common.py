@@ -739,7 +739,7 @@ def train_together(
     held = np.arange(len(sizes))  # number of each replica that the tensors hold
     runs = np.ones(len(held), bool)  # False: stopped, and still in the tensors
     history = []
-    bar = tqdm(range(1, epochs.max() + 1), desc=description, unit="epoch", leave=False, mininterval=0.5)
+    bar = tqdm(range(1, epochs.max() + 1), desc=description, unit="epoch", leave=False)
     for epoch in bar:
         order = torch.zeros(len(held), n_rows, dtype=torch.int64)
         for row, replica in zip(order, held):
@@ -872,60 +872,97 @@ def scores(true, predicted, target_scale):
     }
 
 
+MOST_PRINTED = 16  # runs whose figures are printed one by one
+HOW = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
+
+
 def report(settings, data, splits, model):
     """Print the figures of all runs and write metrics, predictions, losses, plot and checkpoint."""
-    predicted = predict(model, data.inputs)  # (n_splits, n_seeds, n_rows)
-    how = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
-    runs = [(split, seed) for split in splits for seed in settings.SEEDS]
-    rows, tables = [], []
+    predicted = predict(model, data.inputs)  # (n_splits, n_seeds, n)
+    identity = {
+        "method": settings.METHOD,
+        "target": settings.TARGET,
+        "alloys": settings.ALLOYS,
+        "percent": settings.PERCENT,
+        "select_by": settings.SELECT_BY,
+    }
+    single, ensemble, tables = [], [], []
     for i, split in enumerate(splits):
         scale = model.scalers[i].target.scale_.item()
-        for part, members in (("train", split.train), ("test", split.test)):
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "split": split.number,
-                        "structure": data.table.structure.to_numpy()[members],
-                        "phase": data.table.phase.to_numpy()[members],
-                        "set": part,
-                        "true": data.targets[members],
-                        "mean": predicted[i][:, members].mean(0),
-                        "std": predicted[i][:, members].std(0),
-                    }
-                )
-            )
         for j, seed in enumerate(settings.SEEDS):
-            row = {
-                "method": settings.METHOD,
-                "target": settings.TARGET,
-                "alloys": settings.ALLOYS,
-                "percent": settings.PERCENT,
-                "split": split.number,
-                "seed": seed,
-                "select_by": settings.SELECT_BY,
-                "epoch": model.epochs[len(rows)],
-            }
-            for part, members in (("train", split.train), ("test", split.test)):
-                found = scores(data.targets[members], predicted[i, j, members], scale)
-                row |= {f"{part}_{name}": value for name, value in found.items()}
-            rows.append(row)
-            print(
-                f"{settings.METHOD} {settings.TARGET}, split {split.number}, seed {seed}, "
-                f"epoch {row['epoch']}, {how[settings.SELECT_BY]}"
-            )
-            for part in ("train", "test"):
-                print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
-    losses = [(runs[r][0].number, runs[r][1], *rest) for r, *rest in sorted(model.losses)]
+            row = identity | {"split": split.number, "seed": seed, "epoch": model.epochs[len(single)]}
+            single.append(row | split_scores(data, split, predicted[i, j], scale))
+        ensemble.append(split_scores(data, split, predicted[i].mean(0), scale))
+        for part, members in (("train", split.train), ("test", split.test)):
+            table = data.table.iloc[members][["structure", "phase"]]
+            spread = predicted[i][:, members].std(0)
+            values = {"true": data.targets[members], "mean": predicted[i][:, members].mean(0), "std": spread}
+            tables.append(table.assign(set=part, **values).assign(split=split.number))
+    single, ensemble, predictions = pd.DataFrame(single), pd.DataFrame(ensemble), pd.concat(tables)
+    predictions.insert(0, "split", predictions.pop("split"))
 
-    name = settings.RESULTS_DIR / f"{settings.METHOD}_{settings.TARGET}"
-    predictions = pd.concat(tables)
-    write_csv(pd.DataFrame(rows), Path(f"{name}_metrics.csv"))
-    write_csv(predictions, Path(f"{name}_predictions.csv"))
+    print(f"{settings.METHOD} {settings.TARGET}, {HOW[settings.SELECT_BY]}")
+    for row in single.head(MOST_PRINTED).to_dict("records"):
+        print(f"split {row['split']}, seed {row['seed']}, epoch {row['epoch']}")
+        for part in ("train", "test"):
+            print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
+    if len(single) > MOST_PRINTED:
+        print(f"and {len(single) - MOST_PRINTED} more, in the file of metrics")
+    name = f"{settings.RESULTS_DIR / settings.METHOD}_{settings.TARGET}"
+    if len(single) > 1:
+        summary = summarise(settings, single, ensemble, predictions)
+        write_csv(pd.DataFrame([identity]).merge(summary, how="cross"), Path(f"{name}_summary.csv"))
+    runs = list(zip(single.split, single.seed))
+    losses = [(*runs[replica], *rest) for replica, *rest in sorted(model.losses)]
     losses = pd.DataFrame(losses, columns=["split", "seed", "epoch", "train", "watched"])
+    write_csv(single, Path(f"{name}_metrics.csv"))
+    write_csv(predictions, Path(f"{name}_predictions.csv"))
     write_csv(losses, Path(f"{name}_losses.csv"))
     plot_parity(predictions, settings, Path(f"{name}_parity.png"))
-    save_checkpoint(settings, data, model, Path(f"{name}.pt"))
+    save_checkpoint(settings, data, splits, model, Path(f"{name}.pt"))
     print(f"written: {name}_metrics.csv, _predictions.csv, _losses.csv, _parity.png, .pt")
+
+
+def split_scores(data, split, predicted, scale):
+    """`scores` of training and test set as one row, train_R2 and so on; predicted: (n,)."""
+    return {
+        f"{part}_{name}": value
+        for part, rows in (("train", split.train), ("test", split.test))
+        for name, value in scores(data.targets[rows], predicted[rows], scale).items()
+    }
+
+
+def summarise(settings, single, ensemble, predictions):
+    """Print and return the test set's figures, mean and standard deviation over splits.
+
+    single: a row per network; the mean over a split's seeds enters. ensemble: a row per split, of
+    the mean prediction over seeds. Returns a frame with a row for each.
+    """
+    unit, names = UNITS[settings.TARGET], ["test_R2", "test_RMSE", "test_MAE"]
+    rows = []
+    for kind, frame in (("single networks", single.groupby("split")[names].mean()), ("ensemble", ensemble)):
+        mean, std = frame[names].mean(), frame[names].std()
+        print(
+            f"{kind}, {len(settings.SPLITS)} splits x {len(settings.SEEDS)} seeds, test: "
+            + ", ".join(
+                f"{name[5:]} {mean[name]:.4f} ± {std[name]:.4f}{'' if name == 'test_R2' else ' ' + unit}"
+                for name in names
+            )
+        )
+        rows.append(
+            {"of": kind, "splits": len(settings.SPLITS), "seeds": len(settings.SEEDS)}
+            | {f"{name}_mean": mean[name] for name in names}
+            | {f"{name}_std": std[name] for name in names}
+        )
+    test = predictions[predictions.set == "test"]
+    if len(settings.SEEDS) > 1:
+        error = (test["mean"] - test.true).abs()
+        within = [(error <= n * test["std"]).mean() for n in (1, 2)]
+        print(
+            f"the truth lies within one spread of the seeds for {within[0]:.0%}, within two for {within[1]:.0%}"
+        )
+        rows[1] |= {"within_1_std": within[0], "within_2_std": within[1]}
+    return pd.DataFrame(rows)
 
 
 def plot_parity(predictions, settings, path):
@@ -945,7 +982,18 @@ def plot_parity(predictions, settings, path):
         figure.savefig(temporary, dpi=150)
 
 
-def save_checkpoint(settings, data, model, path):
+def ranges(data, splits):
+    """What the networks were trained on: least and greatest input, and numbers of elements."""
+    rows = np.unique(np.concatenate([split.train for split in splits]))
+    n_elements = sorted(set(data.table.n_components.to_numpy()[rows].tolist()))
+    return {
+        "least": data.inputs[rows].min(0).tolist(),
+        "greatest": data.inputs[rows].max(0).tolist(),
+        "n_elements": n_elements,
+    }
+
+
+def save_checkpoint(settings, data, splits, model, path):
     """Weights, scalers and settings of a run; `load_checkpoint` reads them without running code."""
     import torch
 
@@ -966,6 +1014,7 @@ def save_checkpoint(settings, data, model, path):
                 "scalers": scalers,  # (n_splits, n_inputs) and (n_splits, 1)
                 "epochs": torch.as_tensor(model.epochs),
                 "elements": list(data.system.elements),
+                "ranges": ranges(data, splits),
                 "settings": plain,
             },
             temporary,

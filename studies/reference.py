@@ -51,9 +51,8 @@ def main():
     for method, figures in FIGURES.items():
         row = pd.read_csv(arguments.results_dir / f"{method}_Ef_metrics.csv").iloc[0]
         for name, (study, again) in figures.items():
-            print(
-                f"| {method} {name} | {study:.6f} | {again:.6f} | {row[name]:.6f} | {row[name] - again:+.1e} |"
-            )
+            values = f"{study:.6f} | {again:.6f} | {row[name]:.6f} | {row[name] - again:+.1e}"
+            print(f"| {method} {name} | {values} |")
 
 
 if __name__ == "__main__":
