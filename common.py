@@ -8,9 +8,13 @@ and `generate.py` need no network, and waiting for it would be most of their run
 """
 
 import argparse
+import hashlib
 import os
 import re
 import sys
+import tempfile
+import uuid
+import warnings
 from contextlib import contextmanager
 from itertools import combinations, combinations_with_replacement
 from pathlib import Path
@@ -28,7 +32,9 @@ EXCLUDED_PAIRS = "Mn-Pd"  # pairs that no alloy holds, as "Mn-Pd Al-Co"; None: t
 PHASES = ("fcc", "bcc")  # also the order of the one-hot phase columns
 TARGETS = {"Ef": "Eform (eV/atom)", "Ms": "Ms (mub/atom)"}  # their columns, in Database.csv and after
 UNITS = {"Ef": "eV/atom", "Ms": "mub/atom"}
+LARGEST = 1e6  # of the targets; far beyond any alloy, and far from where sums of squares overflow
 GAS_CONSTANT = 8.3145  # J/(mol K)
+STUDY_SHA256 = "94704eb693bba516de0cf7eb8a2c9d0423b2fb0f7a639000ee112d4e223f1081"  # its Database.csv
 
 # Pauling electronegativity, atomic radius (angstrom), valence electrons: the paper's table.
 ELEMENT_TABLE = {
@@ -165,6 +171,8 @@ OPTIONS = {
     "SOURCE_EPOCHS": number(int, 0),
     "SOURCE_LEARNING_RATE": number(float, 0),
     "AUGMENT": number(int, 1),
+    "PREDICT": optional(str),
+    "CHECKPOINT": optional(Path),
     "HOLD_OUT": number(float, 0.01, 0.9),
     "REFIT": true_or_false,
     "DEVICE": one_of("auto", "cpu", "cuda", "mps"),
@@ -206,13 +214,14 @@ def read_settings(script, **own_options):
     for name, value in defaults.items():
         comment = re.search(rf"^{name} = .*?  # (.*)$", sources, re.MULTILINE)
         help_text = f"{comment[1] if comment else ''} (default: {value})".replace("%", "%%")
-        parser.add_argument(flag_of(name), nargs="+", metavar="VALUE", help=help_text)
+        nargs = "*" if options[name] is true_or_false else "+"  # --check alone means --check True
+        parser.add_argument(flag_of(name), nargs=nargs, metavar="VALUE", help=help_text)
     given = vars(parser.parse_args())
 
     settings = SimpleNamespace()
     for name, default in defaults.items():
         words = given[name.lower()]
-        text = str(default) if words is None else " ".join(words)
+        text = str(default) if words is None else " ".join(words) if words else "True"
         try:
             setattr(settings, name, options[name](text))
         except ValueError as error:
@@ -232,6 +241,9 @@ def run(main):
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a file in a program that locks it
+        print(f"{Path(sys.argv[0]).name}: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; the files that were there before are as they were", file=sys.stderr)
         sys.exit(130)
@@ -247,9 +259,10 @@ def listed(faults, most=8):
 def whole_file(path):
     """Path to write to; becomes `path` when the block ends, and is gone if it does not end well.
 
-    The process number in the name keeps two runs at once from writing into one file.
+    A name that no other run has keeps two at once from writing into one file; the process number
+    would not, between containers or machines that share a folder.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -266,9 +279,7 @@ def output_folder(path):
     """Make the folder, and see that it can be written to, before the long work and not after."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with whole_file(path / "writable") as temporary:
-            temporary.touch()
-        (path / "writable").unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"{path}: expected a folder that can be written to ({error.strerror})") from None
 
@@ -313,7 +324,10 @@ def cluster_columns(system, block):
 
 
 def element_properties(elements):
-    """Electronegativity (Pauling), atomic radius (angstrom), valence electrons: (n_elements, 3)."""
+    """Electronegativity (Pauling), atomic radius (angstrom), valence electrons: (n_elements, 3).
+
+    Of elements that ELEMENT_TABLE lacks: pymatgen's. Raises InputError where that has none either.
+    """
     from pymatgen.core import Element
 
     rows = []
@@ -323,8 +337,24 @@ def element_properties(elements):
         else:  # electrons outside the noble-gas core; a filled d shell under a p shell is not counted
             known = Element(element)
             valence = known.group - 10 if known.block == "p" else known.group
-            rows.append((known.X, float(known.atomic_radius or np.nan), valence))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns where it has no value
+                rows.append((known.X, float(known.atomic_radius or np.nan), valence))
+            if not np.isfinite(rows[-1]).all():
+                raise InputError(f"no electronegativity or radius is known of {element}")
     return np.array(rows, float)
+
+
+def is_formula(text):
+    """Whether the text is a chemical formula of real elements."""
+    from pymatgen.core import Composition, Element
+
+    try:
+        composition = Composition(text)
+    except Exception:  # noqa: BLE001 (pymatgen raises whatever its parsing meets)
+        return False
+    real = all(type(element) is Element for element in composition)  # not its dummy species
+    return real and 0 < sum(composition.values()) < np.inf
 
 
 def mole_fractions(formulas, elements):
@@ -374,18 +404,32 @@ def read_table(path, columns):
         raise InputError(f"{path}: expected a CSV file ({error.strerror})") from None
     except ValueError as error:  # pandas' parser errors and wrong encodings are ValueErrors
         raise InputError(f"{path}: not a readable CSV file ({error})") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first field for a name, then
+        raise InputError(f"{path}: expected rows with as many fields as the header, found more")
     missing = [column for column in columns if column not in frame]
     if missing:
         raise InputError(f"{path}: expected a column {listed([repr(c) for c in missing])}")
     return frame
 
 
+def data_set(path):
+    """Whose data a Database.csv holds, by its SHA-256."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest == STUDY_SHA256:
+        return "the study's (DFT)"
+    own = Path(__file__).parent / "HEA_data" / "SHA256SUMS"
+    if own.is_file() and f"{digest}  Database.csv" in own.read_text("utf-8"):
+        return "this project's (labels by CHGNet, a universal potential, not DFT)"
+    return "another set than the study's and this project's"
+
+
 def read_database(settings):
     """Database.csv: (frame with structure, phase and the targets; fcc rows before bcc rows; System).
 
+    Rows of phases other than fcc and bcc are left out, and a printed line says how many.
     Raises InputError, with all faults of one kind together: no folder or file, a column missing,
-    a target that is no number, a structure listed twice, a phase other than fcc and bcc, a name
-    that does not begin with a formula of the system's elements.
+    no phase, a target that is no number, a structure listed twice, a name that does not begin with
+    a formula of the system's elements or end with the phase.
     """
     from pymatgen.core import Composition
 
@@ -393,6 +437,7 @@ def read_database(settings):
     if not settings.DATA_DIR.is_dir():
         raise InputError(f"{settings.DATA_DIR}: expected a folder with Database.csv and POSCARS/")
     frame = read_table(path, ["structures", "phase", *TARGETS.values()])
+    print(f"data: {data_set(path)}", flush=True)
     frame = frame[["structures", "phase", *TARGETS.values()]].rename(columns={"structures": "structure"})
     if frame.empty:
         raise InputError(f"{path}: expected at least one row, found none")
@@ -403,20 +448,24 @@ def read_database(settings):
             rows = [f"{name} (line {line})" for name, line in zip(frame.structure[bad], lines[bad])]
             raise InputError(f"{path}: expected {expected}; found otherwise in {listed(rows)}")
 
-    for column in TARGETS.values():
-        values = pd.to_numeric(frame[column], errors="coerce")
-        complain(~np.isfinite(values.to_numpy(float)), f"a number in column '{column}'")
-        frame[column] = values.astype(float)
-    complain(~frame.phase.isin(PHASES), f"one of {', '.join(PHASES)} in column 'phase'")
     frame["structure"] = frame.structure.astype(str)
+    complain(frame.phase.isna(), "a phase in column 'phase'")
+    frame["phase"] = frame.phase.astype(str)
+    other = frame.phase[~frame.phase.isin(PHASES)].value_counts()
+    if len(other):
+        found = listed([f"{number} of phase {phase!r}" for phase, number in other.items()])
+        if other.sum() == len(frame):
+            raise InputError(f"{path}: expected structures of phase {' or '.join(PHASES)}; found {found}")
+        print(f"left out of {path}, neither {' nor '.join(PHASES)}: {found}", flush=True)
+        frame = frame[frame.phase.isin(PHASES)].copy()
+    for column in TARGETS.values():
+        values = pd.to_numeric(frame[column], errors="coerce").astype(float)
+        complain(~(values.abs() < LARGEST), f"a number below {LARGEST:g} in column '{column}'")
+        frame[column] = values
+    plain = frame.structure.str.fullmatch(r"[A-Za-z0-9_.+() -]{1,200}")
+    complain(~plain, "the plain name of a file in column 'structures'")
     complain(frame.structure.duplicated(keep=False), "each structure once in column 'structures'")
     frame["formula"] = frame.structure.str.split("_").str[0]
-
-    def is_formula(text):
-        try:
-            return len(Composition(text)) > 0 and all(hasattr(e, "Z") for e in Composition(text))
-        except ValueError:
-            return False
 
     complain(~frame.formula.map(is_formula).astype(bool), "a name that begins with a formula")
     suffix = [name.endswith(phase) for name, phase in zip(frame.structure, frame.phase)]
@@ -456,6 +505,13 @@ def load_tables(settings):
             raise InputError(f"{path}: expected numbers in all columns of clusters; {advice}")
         tables.append(pd.concat([rows, pd.DataFrame(numeric, columns=columns)], axis=1))
     frame = pd.concat(tables, ignore_index=True)
+    for element, values in zip(system.elements, element_properties(system.elements)):
+        if element not in ELEMENT_TABLE:
+            chi, radius, valence = values
+            print(
+                f"{element}: not in ELEMENT_TABLE, so pymatgen's values: electronegativity {chi:g}, "
+                f"atomic radius {radius:g} angstrom, {valence:g} valence electrons"
+            )
     fractions = mole_fractions(frame.formula, system.elements)
     return frame.assign(n_components=(fractions > 0).sum(1)), system
 
@@ -615,6 +671,17 @@ def epoch_order(generator, n_rows):
     torch.empty((), dtype=torch.int64).random_(generator=generator)
     seed = torch.empty((), dtype=torch.int64).random_(generator=generator).item()
     return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+
+
+class Outcome(NamedTuple):
+    """What a method has found, for the report."""
+
+    predicted: np.ndarray  # (n_splits, n_seeds, n) for all alloys of the data, in the target's unit
+    scales: np.ndarray  # (n_splits,), standard deviation by which losses are standardised
+    epochs: np.ndarray  # (n_splits * n_seeds,)
+    losses: list  # rows (replica, epoch, loss in training, loss on the watched set)
+    half_widths: np.ndarray | None  # of 90 % intervals, (n_splits, n), where a method states them
+    state: dict  # of tensors, numbers and lists: what a checkpoint needs to predict again
 
 
 class Scalers(NamedTuple):
@@ -856,166 +923,24 @@ def fit_selected(settings, data, splits, fit):
     return fit(settings, data, whole, None, model.epochs) if settings.REFIT else model
 
 
-# ==== what a run leaves behind ====================================================================
-
-
-def scores(true, predicted, target_scale):
-    """R2, loss (mean squared error in standardised units), RMSE and MAE in the target's units."""
-    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
-
-    squared = mean_squared_error(true, predicted)
-    return {
-        "R2": r2_score(true, predicted) if len(true) > 1 else np.nan,
-        "loss": squared / target_scale**2,
-        "RMSE": squared**0.5,
-        "MAE": mean_absolute_error(true, predicted),
-    }
-
-
-MOST_PRINTED = 16  # runs whose figures are printed one by one
-HOW = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
-
-
-def report(settings, data, splits, model):
-    """Print the figures of all runs and write metrics, predictions, losses, plot and checkpoint."""
-    predicted = predict(model, data.inputs)  # (n_splits, n_seeds, n)
-    identity = {
-        "method": settings.METHOD,
-        "target": settings.TARGET,
-        "alloys": settings.ALLOYS,
-        "percent": settings.PERCENT,
-        "select_by": settings.SELECT_BY,
-    }
-    single, ensemble, tables = [], [], []
-    for i, split in enumerate(splits):
-        scale = model.scalers[i].target.scale_.item()
-        for j, seed in enumerate(settings.SEEDS):
-            row = identity | {"split": split.number, "seed": seed, "epoch": model.epochs[len(single)]}
-            single.append(row | split_scores(data, split, predicted[i, j], scale))
-        ensemble.append(split_scores(data, split, predicted[i].mean(0), scale))
-        for part, members in (("train", split.train), ("test", split.test)):
-            table = data.table.iloc[members][["structure", "phase"]]
-            spread = predicted[i][:, members].std(0)
-            values = {"true": data.targets[members], "mean": predicted[i][:, members].mean(0), "std": spread}
-            tables.append(table.assign(set=part, **values).assign(split=split.number))
-    single, ensemble, predictions = pd.DataFrame(single), pd.DataFrame(ensemble), pd.concat(tables)
-    predictions.insert(0, "split", predictions.pop("split"))
-
-    print(f"{settings.METHOD} {settings.TARGET}, {HOW[settings.SELECT_BY]}")
-    for row in single.head(MOST_PRINTED).to_dict("records"):
-        print(f"split {row['split']}, seed {row['seed']}, epoch {row['epoch']}")
-        for part in ("train", "test"):
-            print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
-    if len(single) > MOST_PRINTED:
-        print(f"and {len(single) - MOST_PRINTED} more, in the file of metrics")
-    name = f"{settings.RESULTS_DIR / settings.METHOD}_{settings.TARGET}"
-    if len(single) > 1:
-        summary = summarise(settings, single, ensemble, predictions)
-        write_csv(pd.DataFrame([identity]).merge(summary, how="cross"), Path(f"{name}_summary.csv"))
-    runs = list(zip(single.split, single.seed))
-    losses = [(*runs[replica], *rest) for replica, *rest in sorted(model.losses)]
-    losses = pd.DataFrame(losses, columns=["split", "seed", "epoch", "train", "watched"])
-    write_csv(single, Path(f"{name}_metrics.csv"))
-    write_csv(predictions, Path(f"{name}_predictions.csv"))
-    write_csv(losses, Path(f"{name}_losses.csv"))
-    plot_parity(predictions, settings, Path(f"{name}_parity.png"))
-    save_checkpoint(settings, data, splits, model, Path(f"{name}.pt"))
-    print(f"written: {name}_metrics.csv, _predictions.csv, _losses.csv, _parity.png, .pt")
-
-
-def split_scores(data, split, predicted, scale):
-    """`scores` of training and test set as one row, train_R2 and so on; predicted: (n,)."""
-    return {
-        f"{part}_{name}": value
-        for part, rows in (("train", split.train), ("test", split.test))
-        for name, value in scores(data.targets[rows], predicted[rows], scale).items()
-    }
-
-
-def summarise(settings, single, ensemble, predictions):
-    """Print and return the test set's figures, mean and standard deviation over splits.
-
-    single: a row per network; the mean over a split's seeds enters. ensemble: a row per split, of
-    the mean prediction over seeds. Returns a frame with a row for each.
-    """
-    unit, names = UNITS[settings.TARGET], ["test_R2", "test_RMSE", "test_MAE"]
-    rows = []
-    for kind, frame in (("single networks", single.groupby("split")[names].mean()), ("ensemble", ensemble)):
-        mean, std = frame[names].mean(), frame[names].std()
-        print(
-            f"{kind}, {len(settings.SPLITS)} splits x {len(settings.SEEDS)} seeds, test: "
-            + ", ".join(
-                f"{name[5:]} {mean[name]:.4f} ± {std[name]:.4f}{'' if name == 'test_R2' else ' ' + unit}"
-                for name in names
-            )
-        )
-        rows.append(
-            {"of": kind, "splits": len(settings.SPLITS), "seeds": len(settings.SEEDS)}
-            | {f"{name}_mean": mean[name] for name in names}
-            | {f"{name}_std": std[name] for name in names}
-        )
-    test = predictions[predictions.set == "test"]
-    if len(settings.SEEDS) > 1:
-        error = (test["mean"] - test.true).abs()
-        within = [(error <= n * test["std"]).mean() for n in (1, 2)]
-        print(
-            f"the truth lies within one spread of the seeds for {within[0]:.0%}, within two for {within[1]:.0%}"
-        )
-        rows[1] |= {"within_1_std": within[0], "within_2_std": within[1]}
-    return pd.DataFrame(rows)
-
-
-def plot_parity(predictions, settings, path):
-    """True against predicted values (mean over seeds), training and test set."""
-    from matplotlib.figure import Figure
-
-    axes = (figure := Figure(figsize=(4.5, 4.5), layout="constrained")).subplots()
-    for part, colour in (("train", "tab:gray"), ("test", "tab:red")):
-        points = predictions[predictions.set == part]
-        axes.scatter(points.true, points["mean"], s=12, c=colour, alpha=0.6, label=f"{part} ({len(points)})")
-    axes.axline((0, 0), slope=1, c="k", lw=0.8, zorder=0)
-    label = {"Ef": "formation energy (eV/atom)", "Ms": "magnetisation (μB/atom)"}[settings.TARGET]
-    axes.set(xlabel=f"DFT {label}", ylabel=f"predicted {label}", title=f"{settings.METHOD} {settings.TARGET}")
-    axes.set_aspect("equal", "datalim")
-    axes.legend()
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-
-
-def ranges(data, splits):
-    """What the networks were trained on: least and greatest input, and numbers of elements."""
-    rows = np.unique(np.concatenate([split.train for split in splits]))
-    n_elements = sorted(set(data.table.n_components.to_numpy()[rows].tolist()))
-    return {
-        "least": data.inputs[rows].min(0).tolist(),
-        "greatest": data.inputs[rows].max(0).tolist(),
-        "n_elements": n_elements,
-    }
-
-
-def save_checkpoint(settings, data, splits, model, path):
-    """Weights, scalers and settings of a run; `load_checkpoint` reads them without running code."""
+def outcome(model, data):
+    """Outcome of the networks of all splits."""
     import torch
 
-    scalers = {
-        name: torch.tensor(np.array([getattr(getattr(one, part), f"{what}_") for one in model.scalers]))
-        for part in ("inputs", "target")
-        for what in ("mean", "scale")
-        for name in [f"{part}_{what}"]
-    }
-    plain = {
-        name: value if isinstance(value, int | float | list | None) else str(value)
-        for name, value in vars(settings).items()
-    }
-    with whole_file(path) as temporary:
-        torch.save(
-            {
-                "weights": model.weights,
-                "scalers": scalers,  # (n_splits, n_inputs) and (n_splits, 1)
-                "epochs": torch.as_tensor(model.epochs),
-                "elements": list(data.system.elements),
-                "ranges": ranges(data, splits),
-                "settings": plain,
-            },
-            temporary,
-        )
+    scalers = [[(torch.tensor(s.mean_), torch.tensor(s.scale_)) for s in one] for one in model.scalers]
+    scales = np.array([one.target.scale_.item() for one in model.scalers])
+    state = {"weights": model.weights, "scalers": scalers}
+    return Outcome(predict(model, data.inputs), scales, model.epochs, model.losses, None, state)
+
+
+def restored(state):
+    """The Model of a checkpoint's state. Raises LookupError, TypeError or ValueError if it is none."""
+    from sklearn.preprocessing import StandardScaler
+
+    def scaler(mean, scale):
+        made = StandardScaler()
+        made.mean_, made.scale_, made.n_features_in_ = mean.numpy(), scale.numpy(), len(mean)
+        return made
+
+    scalers = [Scalers(*(scaler(*part) for part in one)) for one in state["scalers"]]
+    return Model(state["weights"], scalers, np.zeros(len(state["weights"]["embedding"])), [])

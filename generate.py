@@ -10,6 +10,7 @@ eci_<phase>_<target>.csv with a bar plot beside it. main_transfer.py uses the sa
 on the training rows of its own splits.
 """
 
+import math
 from itertools import combinations
 from typing import NamedTuple
 
@@ -32,8 +33,10 @@ ALPHA = None  # strength of the ridge penalty; None: 1e-4 (Ef), 1e-2 (Ms)
 
 STEPS = 10  # mole fractions of samples are multiples of 1/STEPS
 MAX_ELEMENTS = 5
+MOST_SAMPLES = 100_000  # beyond, the occupation tables of the samples fill the memory
 DEFAULT_ALPHA = {"Ef": 1e-4, "Ms": 1e-2}
 LATTICE = "FeNiCoCrMn_sqs"  # with the phase: the POSCAR whose sites the samples fill, where there is one
+CHUNK = 2000  # samples whose clusters are looked up together
 
 
 class Samples(NamedTuple):
@@ -59,6 +62,13 @@ def sample_compositions(system, alloys):
     earlier one's place: each alloy with Mn is followed by its copy with Pd. Alloys without such
     elements come first; in both parts those of fewer elements come first. kind: as in Samples.
     """
+    n, least = len(system.elements), 4 if alloys == "4+5" else 2
+    most = sum(math.comb(n, k) * math.comb(STEPS - 1, k - 1) for k in range(least, MAX_ELEMENTS + 1))
+    if not 0 < most <= MOST_SAMPLES:
+        raise InputError(
+            f"ALLOYS {alloys}: expected elements that make 1 to {MOST_SAMPLES} alloys of {least} to "
+            f"{MAX_ELEMENTS}; {', '.join(system.elements)} make {most}"
+        )
     stands_for = {}  # Pd -> Mn
     for i, element in enumerate(system.elements):
         partners = [e for e in system.elements[:i] if frozenset((e, element)) in system.excluded]
@@ -68,7 +78,7 @@ def sample_compositions(system, alloys):
     found = []
     for steps in tenths(len(system.elements)):
         present = [element for element, step in zip(system.elements, steps) if step]
-        if not (4 if alloys == "4+5" else 2) <= len(present) <= MAX_ELEMENTS:
+        if not least <= len(present) <= MAX_ELEMENTS:
             continue
         if not common.allowed(system, present):
             continue
@@ -90,11 +100,8 @@ def tenths(n):
     return np.diff(np.hstack([np.full_like(ends, -1), bars, ends])) - 1
 
 
-def read_lattice(settings, database, system, phase):
-    """The structure whose sites the samples of a phase fill: LATTICE, else the phase's largest."""
-    rows = database[database.phase == phase]
-    if LATTICE + phase in set(rows.structure):
-        rows = rows[rows.structure == LATTICE + phase]
+def read_structures(settings, rows, system):
+    """The structures of some rows of the database."""
     folder = settings.DATA_DIR / "POSCARS"
     structures = []
     for name, formula in zip(rows.structure, rows.formula):
@@ -104,7 +111,34 @@ def read_lattice(settings, database, system, phase):
             raise InputError(
                 f"{folder}: expected the POSCAR of the samples' lattice; found {error}"
             ) from None
-    return max(structures, key=len)
+    return structures
+
+
+def cells_by_size(settings, database, system, phase):
+    """One structure of each number of atoms that a phase has, small ones first."""
+    structures = read_structures(settings, database[database.phase == phase], system)
+    return [cell for _, cell in sorted({len(cell): cell for cell in structures}.items())]
+
+
+def read_lattice(settings, database, system, phase):
+    """The structure whose sites the samples of a phase fill: LATTICE, else the phase's largest.
+
+    Repeated along its shortest vector until STEPS divides its number of atoms, as it does LATTICE's
+    160, so that each cell holds exactly the composition it stands for.
+    """
+    rows = database[database.phase == phase]
+    if LATTICE + phase in set(rows.structure):
+        rows = rows[rows.structure == LATTICE + phase]
+    structure = max(read_structures(settings, rows, system), key=len)
+    repeats = [1, 1, 1]
+    repeats[int(np.argmin(structure.lattice.abc))] = STEPS // math.gcd(len(structure), STEPS)
+    return structure.make_supercell(repeats, in_place=False)
+
+
+def ordered_species(fractions, n_atoms):
+    """Element numbers of a cell's atoms in element order, numbers rounded: (n, n_atoms)."""
+    ends = np.rint(np.cumsum(fractions, axis=1) * n_atoms)  # (n, n_elements)
+    return (np.arange(n_atoms) >= ends[:, :-1, None]).sum(1, dtype=np.int8)
 
 
 def draw_species(fractions, n_atoms):
@@ -113,18 +147,21 @@ def draw_species(fractions, n_atoms):
     Species in element order through numpy's legacy generator, seeded afresh for each composition,
     so that all of them share one permutation of the sites.
     """
-    ends = np.rint(np.cumsum(fractions, axis=1) * n_atoms)  # (n, n_elements)
-    ordered = (np.arange(n_atoms) >= ends[:, :, None]).sum(1)
     permutation = np.arange(n_atoms)
     np.random.RandomState(0).shuffle(permutation)
-    return ordered[:, permutation]
+    return ordered_species(fractions, n_atoms)[:, permutation]
 
 
-def sample_occupation(structure, phase, fractions, system, clusters):
-    """Occupation probabilities of randomly filled cells, (n, n_columns), columns as ce_columns."""
-    sites, vectors = structure_stat.neighbours(structure, phase)
+def sample_occupation(structure, phase, species, system, clusters):
+    """Occupation probabilities of filled cells, (n, n_columns), columns as ce_columns.
+
+    species: element number of each of the structure's sites in each cell, (n, n_atoms).
+    """
+    try:
+        sites, vectors = structure_stat.neighbours(structure, phase)
+    except InputError as error:
+        raise InputError(f"the POSCAR of the {phase} samples' lattice: {error}") from None
     members = structure_stat.cluster_members(vectors, phase)
-    species = draw_species(fractions, len(structure)).astype(np.int8)
     blocks = []
     for block in clusters.split():
         found = structure_stat.cluster_sites(sites, members[block])
@@ -132,8 +169,12 @@ def sample_occupation(structure, phase, fractions, system, clusters):
         # Most clusters are met once from each of their atoms: look each up once and weight it.
         distinct, weight = np.unique(found, axis=0, return_counts=True)
         lookup = structure_stat.column_of(system, block)
-        column = lookup[tuple(species[:, distinct[:, i]] for i in range(distinct.shape[1]))]
-        blocks.append(structure_stat.count(column, weight, lookup.max() + 1) / weight.sum())
+        counts = []
+        for start in range(0, len(species), CHUNK):
+            part = species[start : start + CHUNK]
+            column = lookup[tuple(part[:, distinct[:, i]] for i in range(distinct.shape[1]))]
+            counts.append(structure_stat.count(column, weight, lookup.max() + 1))
+        blocks.append(np.concatenate(counts) / weight.sum())
     return np.hstack(blocks)
 
 
@@ -144,7 +185,8 @@ def make_samples(settings, database, system):
     for phase in common.phases_of(database):
         structure = read_lattice(settings, database, system, phase)
         inputs[phase] = common.network_inputs(fractions, [phase] * len(fractions), system.elements)
-        occupation[phase] = sample_occupation(structure, phase, fractions, system, settings.CLUSTERS)
+        species = draw_species(fractions, len(structure))
+        occupation[phase] = sample_occupation(structure, phase, species, system, settings.CLUSTERS)
     return Samples(system.elements, fractions, kind, inputs, occupation)
 
 
@@ -181,17 +223,15 @@ def select(samples, number, alloys):
     """Rows of the samples that data augmentation takes in each phase, `number` of them.
 
     By number of elements, and by what they hold of Mn and Pd, in the proportions of the study's
-    data; for other elements, of whichever stand in for one another (`sample_compositions`).
-    Raises InputError where there are not as many samples.
+    data; for other elements, of whichever stand in for one another (`sample_compositions`), and of
+    the numbers of elements that there are. Raises InputError where there are not as many samples.
     """
-    if alloys == "4+5":
-        wanted = {4: number - ceil_share(number, 55, 152), 5: ceil_share(number, 55, 152)}
-    else:
-        wanted = {2: ceil_share(number, 84, 364), 3: 0, 4: ceil_share(number, 97, 364),
-                  5: ceil_share(number, 55, 364)}  # fmt: skip
-        wanted[3] = number - sum(wanted.values())
-    copied_share = {2: (2, 7), 3: (3, 8), 4: (4, 9), 5: (1, 2)}  # of those with Pd
+    study = {4: 97, 5: 55} if alloys == "4+5" else {2: 84, 3: 128, 4: 97, 5: 55}  # alloys in its data
     n_elements = (samples.fractions > 0).sum(1)
+    shares = {k: share for k, share in study.items() if k in n_elements}
+    wanted = {k: ceil_share(number, share, sum(shares.values())) for k, share in shares.items()}
+    wanted[max(shares, key=shares.get)] += number - sum(wanted.values())  # they take the rounding
+    copied_share = {2: (2, 7), 3: (3, 8), 4: (4, 9), 5: (1, 2)}  # of those with Pd
     generator = np.random.default_rng(42)
     chosen = []
     for k, n in wanted.items():
@@ -201,8 +241,8 @@ def select(samples, number, alloys):
         n_copied = ceil_share(n, *copied_share[k]) if len(original) == len(copy) > 0 else 0
         n_plain = max(n - 2 * n_copied, 0) if len(plain) else 0
         n_original = n - n_copied - n_plain
-        if n_plain > len(plain) or max(n_copied, n_original) > len(original):
-            raise InputError(f"AUGMENT {number}: there are not as many samples of {k} elements")
+        if n < 0 or n_plain > len(plain) or max(n_copied, n_original) > len(original):
+            raise InputError(f"AUGMENT {number}: no {n} samples of {k} elements, as it takes")
         drawn = generator.choice(len(original), n_copied, replace=False) if n_copied else np.arange(0)
         chosen.append(copy[drawn])
         if n_original < n_copied:

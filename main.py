@@ -10,6 +10,7 @@ losses (CSV), a parity plot and a checkpoint.
 """
 
 import common
+import report
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
@@ -29,6 +30,8 @@ PATIENCE = 100  # epochs without a better one before training stops
 BATCH_SIZE = 16  # alloys
 LEARNING_RATE = None  # of Adam; None: 0.005 (Ef), 0.001 (Ms)
 DEVICE = "auto"  # auto (CUDA, else MPS, else CPU), cpu, cuda or mps
+PREDICT = None  # formulas, as FeNiCoCr Fe40Mn40Co20, or a CSV file; None: only train and report
+CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
 DEFAULT_RATE = {"Ef": 0.005, "Ms": 0.001}
@@ -61,11 +64,14 @@ def fit(settings, data, train_rows, watch_rows, epochs):
 
 def main():
     settings = common.read_settings(globals(), METHOD=common.one_of("scratch", "scratch_prime"))
-    common.output_folder(settings.RESULTS_DIR)
+    if report.predicts_only(settings):
+        return
     data = common.load_data(settings)
     splits = common.make_splits(settings, data.table, high_only=settings.METHOD == "scratch_prime")
     model = common.fit_selected(settings, data, splits, fit)
-    common.report(settings, data, splits, model)
+    report.report(settings, data, splits, common.outcome(model, data))
+    if settings.PREDICT:
+        report.predict_for(settings, report.result_name(settings, ".pt"))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import numpy as np
 
 import common
 import generate
+import report
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results"  # folder for what this script writes
 TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, mub/atom
-METHOD = "tl"  # tl: transfer learning; da: data augmentation
+METHOD = "tl"  # tl: transfer learning; da: data augmentation; tl_committee: committee.py
 ALLOYS = "4+5"  # 4+5: samples and test alloys of four and five elements; Total: of two to five
 PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
 SEEDS = "0"  # networks per split: a number, a range or a list, as 0 or 0-7 or 0,3,5
@@ -38,6 +39,8 @@ PATIENCE = 100  # epochs without a better one before training stops
 BATCH_SIZE = 16  # alloys
 LEARNING_RATE = None  # None: 0.05 of SGD (tl), 0.001 of Adam (da)
 DEVICE = "auto"  # auto (CUDA, else MPS, else CPU), cpu, cuda or mps
+PREDICT = None  # formulas, as FeNiCoCr Fe40Mn40Co20, or a CSV file; None: only train and report
+CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
 DEFAULT_RATE = {"tl": 0.05, "da": 0.001}
@@ -108,12 +111,20 @@ def fit(settings, data, train_rows, watch_rows, epochs):
 
 
 def main():
-    settings = common.read_settings(globals(), METHOD=common.one_of("tl", "da"))
-    common.output_folder(settings.RESULTS_DIR)
+    settings = common.read_settings(globals(), METHOD=common.one_of("tl", "da", "tl_committee"))
+    if report.predicts_only(settings):
+        return
     data = common.load_data(settings)
     splits = common.make_splits(settings, data.table)
-    model = common.fit_selected(settings, data, splits, fit)
-    common.report(settings, data, splits, model)
+    if settings.METHOD == "tl_committee":
+        import committee
+
+        outcome = committee.fit(settings, data, splits)
+    else:
+        outcome = common.outcome(common.fit_selected(settings, data, splits, fit), data)
+    report.report(settings, data, splits, outcome)
+    if settings.PREDICT:
+        report.predict_for(settings, report.result_name(settings, ".pt"))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
     python structure_stat.py
     python structure_stat.py --data-dir ../HEA_data --table-dir tables
+    python structure_stat.py --check
+    python structure_stat.py --fix
 
 Reads Database.csv and POSCARS/ in DATA_DIR. Writes fcc_train.csv and bcc_train.csv to TABLE_DIR: a
 row per structure, with the probability that a cluster of each shape (point, nearest-neighbour pair,
 triplet, quadruplet, second-neighbour pair) holds each combination of elements, and the targets.
+--check and --fix hold the database against itself and the POSCARs instead: see check.py.
 """
 
+import re
+import warnings
 from itertools import combinations, product
 
 import joblib
@@ -23,6 +28,8 @@ from common import BLOCKS, TARGETS, InputError
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder for the two occupation tables; None: DATA_DIR
+CHECK = False  # True: only look for faults in the database, and write Database_findings.csv
+FIX = False  # True: the same, and write Database_fixed.csv, a copy with what the data settle themselves
 # --------------------------------------------------------------------------------------------------
 
 FIRST_SHELL = {"fcc": 12, "bcc": 8}  # atoms
@@ -32,6 +39,8 @@ PARALLEL_FROM = 1500  # structures; below, starting the workers takes longer tha
 DIGITS = 6  # lengths equal to 1e-6 angstrom are a tie, whatever a machine's rounding makes of them
 TIE = 1e-9  # angstrom per place in the list: settles it
 MIN_DISTANCE = 0.5  # angstrom; closer atoms stand on one site
+VOLUMES = (1, 500)  # angstrom^3 per atom; beyond, lengths are not in angstrom, or a digit is wrong
+ROUNDS = 8  # in the search for neighbours; with as many, some atom stands alone in an empty cell
 
 
 def neighbours(structure, phase):
@@ -39,18 +48,22 @@ def neighbours(structure, phase):
 
     structure: a pymatgen Structure. phase: 'fcc' or 'bcc', for the number of atoms in the shells.
     Returns site numbers (n_atoms, n) and vectors from the atom to them in angstrom (n_atoms, n, 3),
-    n = 18 for fcc and 14 for bcc.
+    n = 18 for fcc and 14 for bcc. Raises InputError where atoms stand on one site, or one far from all.
     """
     n = FIRST_SHELL[phase] + SECOND_SHELL
     n_atoms = len(structure)
     # 1.2 lattice constants hold both shells; strongly distorted cells take another round.
     radius = 1.2 * (structure.volume / n_atoms * (4 if phase == "fcc" else 2)) ** (1 / 3)
-    while True:
+    for _ in range(ROUNDS):
         centre, site, image, distance = structure.get_neighbor_list(radius)
+        if len(distance) and distance.min() < MIN_DISTANCE:
+            raise InputError("two atoms on one site")
         count = np.bincount(centre, minlength=n_atoms)
         if count.min() >= n:
             break
         radius *= 1.2
+    else:
+        raise InputError(f"an atom with {count.min()} others within {radius / 1.2:.1f} angstrom")
     order = np.lexsort((np.round(distance, DIGITS), centre))
     nearest = order[(np.cumsum(count) - count)[:, None] + np.arange(n)]  # (n_atoms, n)
     position = structure.cart_coords
@@ -138,23 +151,61 @@ def count(columns, weights, n_columns):
     return counts.reshape(len(columns), n_columns)
 
 
-def read_structure(path, formula, elements):
-    """A POSCAR as pymatgen Structure. Raises InputError with name and fault if it is not as it should be."""
+def read_poscar(path):
+    """A POSCAR as pymatgen Structure. Raises InputError with name and fault if it is no whole one."""
     try:
-        structure = Poscar.from_str(path.read_text("utf-8")).structure
+        text = path.read_text("utf-8", errors="replace")  # comments may be in other encodings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            structure = Poscar.from_str(prepared(text), read_velocities=False).structure
+            per_atom = structure.volume / len(structure)
+            height = 1 / np.linalg.norm(structure.lattice.inv_matrix, axis=0)  # between opposite faces
+            inside = np.abs(structure.frac_coords).max() < 1000  # False for nan
     except OSError as error:
         raise InputError(f"{path.name} (cannot be read: {error.strerror})") from None
     except Exception as error:  # noqa: BLE001 (pymatgen raises whatever its parsing meets)
         raise InputError(f"{path.name} (no whole POSCAR: {error or type(error).__name__})") from None
-    if not np.isfinite(structure.frac_coords).all() or not np.isfinite(structure.lattice.matrix).all():
-        raise InputError(f"{path.name} (a coordinate is no number)")
+    # Beyond these the search for neighbours would take all memory there is.
+    if not inside:
+        raise InputError(f"{path.name} (a coordinate is no number, or far out of the cell)")
+    if not VOLUMES[0] <= per_atom <= VOLUMES[1]:
+        raise InputError(f"{path.name} (a volume of {per_atom:.3g} angstrom^3 per atom)")
+    if not height.min() >= MIN_DISTANCE:
+        raise InputError(f"{path.name} (a cell {height.min():.3g} angstrom high)")
+    return structure
+
+
+def prepared(text):
+    """The text of a POSCAR without two things that pymatgen stumbles over.
+
+    More atoms than the file can hold: it makes a list of them before it looks for their lines. A
+    negative scale, which is the cell's volume: it multiplies Cartesian coordinates with it.
+    """
+    lines = text.split("\n")
+    counts = [word for line in lines[5:30] for word in line.split() if re.fullmatch(r"\+?[\d_]+", word)]
+    if any(int(word) > max(len(lines), 1000) for word in counts):
+        raise ValueError("fewer lines than atoms")
+    if len(lines) > 4 and (scale := float(lines[1])) < 0:
+        volume = abs(np.linalg.det([[float(word) for word in line.split()] for line in lines[2:5]]))
+        lines[1] = repr(float((-scale / volume) ** (1 / 3)))
+    return "\n".join(lines)
+
+
+def read_structure(path, formula, elements):
+    """As `read_poscar`; InputError too if it holds not what formula and elements say."""
+    structure = read_poscar(path)
     foreign = {str(element) for element in structure.composition} - set(elements)
     if foreign:
         raise InputError(f"{path.name} (holds {', '.join(sorted(foreign))})")
-    found, named = structure.composition.fractional_composition, Composition(formula).fractional_composition
-    if not found.almost_equals(named, rtol=0, atol=1e-3):
+    if not same_alloy(structure.composition, formula):
         raise InputError(f"{path.name} (holds {structure.composition.formula})")
     return structure
+
+
+def same_alloy(composition, formula):
+    """Whether a pymatgen Composition has the mole fractions of a formula, within 0.001."""
+    found, named = composition.fractional_composition, Composition(formula).fractional_composition
+    return found.almost_equals(named, rtol=0, atol=1e-3)
 
 
 def count_structures(paths, formulas, phase, system):
@@ -167,11 +218,13 @@ def count_structures(paths, formulas, phase, system):
     for path, formula in zip(paths, formulas):
         try:
             structure = read_structure(path, formula, system.elements)
-            site, vector = neighbours(structure, phase)
-            if np.linalg.norm(vector[:, 0], axis=1).min() < MIN_DISTANCE:
-                raise InputError(f"{path.name} (two atoms on one site)")
         except InputError as error:
             faults.append(str(error))
+            continue
+        try:
+            site, vector = neighbours(structure, phase)
+        except InputError as error:
+            faults.append(f"{path.name} ({error})")
             continue
         species.append([system.elements.index(str(element)) for element in structure.species])
         sites.append(site + offset)
@@ -193,7 +246,12 @@ def count_structures(paths, formulas, phase, system):
 
 
 def main():
-    settings = common.read_settings(globals())
+    settings = common.read_settings(globals(), CHECK=common.true_or_false, FIX=common.true_or_false)
+    if settings.CHECK or settings.FIX:
+        import check
+
+        check.run(settings)
+        return
     database, system = common.read_database(settings)
     common.output_folder(settings.TABLE_DIR)
     folder = settings.DATA_DIR / "POSCARS"

@@ -29,16 +29,18 @@ from scipy.stats import t as student
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import committee
 import common
 import generate
 import main as scratch
 import main_transfer as transfer
+import report
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results/compare"  # folder for what this script writes
-METHODS = "scratch scratch_prime da tl ce gp svr rf gb"  # which to compare
+METHODS = "scratch scratch_prime da tl tl_committee ce gp svr rf gb"  # which to compare
 TARGETS = "Ef Ms"  # Ef, Ms
 ALLOY_SETS = "4+5 Total"  # 4+5, Total
 PERCENTS = "0 20 40 60 80 100"  # shares of the training set's four- and five-element alloys
@@ -51,7 +53,8 @@ SCHEDULER = None  # address of the Dask scheduler or Ray cluster; None: one on t
 
 CHUNK = 5  # splits per piece of work: the networks of all train side by side
 LABELS = {
-    "scratch": "Scratch", "scratch_prime": "Scratch′", "da": "DA", "tl": "TL", "ce": "CE alone",
+    "scratch": "Scratch", "scratch_prime": "Scratch′", "da": "DA", "tl": "TL",
+    "tl_committee": "TL committee", "ce": "CE alone",
     "gp": "Gaussian process", "svr": "support vectors", "rf": "random forest", "gb": "gradient boosting",
 }  # fmt: skip
 NETWORKS = {"scratch": scratch, "scratch_prime": scratch, "da": transfer, "tl": transfer}
@@ -165,19 +168,26 @@ def work(settings, data, piece):
     if script:
         model = common.fit_selected(run, data, splits, script.fit)
         predicted = [p[:, split.test] for p, split in zip(common.predict(model, data.inputs), splits)]
+    elif piece["method"] == "tl_committee":
+        run.SEEDS = run.SEEDS[:1]  # an ensemble of networks each
+        outcome = committee.fit(run, data, splits)
+        predicted = [p[:, split.test] for p, split in zip(outcome.predicted, splits)]
     else:
         predict = PEERS[piece["method"]]
         predicted = [predict(run, data, split.train, split.test, split.number)[None] for split in splits]
     rows = []
-    for split, values in zip(splits, predicted):
+    for i, (split, values) in enumerate(zip(splits, predicted)):
         true = data.targets[split.test]
-        ensemble, single = common.scores(true, values.mean(0), 1), [common.scores(true, v, 1) for v in values]
+        within = np.nan
+        if piece["method"] == "tl_committee":
+            within = (np.abs(true - values.mean(0)) <= outcome.half_widths[i, split.test]).mean()
+        ensemble, single = report.scores(true, values.mean(0), 1), [report.scores(true, v, 1) for v in values]
         rows.append(
             {name: piece[name] for name in KEYS}
             | {"split": split.number, "n_train": len(split.train), "n_test": len(split.test)}
             | {name: ensemble[name] for name in ("R2", "RMSE", "MAE")}
             | {f"single_{name}": np.mean([one[name] for one in single]) for name in ("R2", "RMSE", "MAE")}
-            | {"seconds": (time.time() - started) / len(splits)}
+            | {"within_90": within, "seconds": (time.time() - started) / len(splits)}
         )
     return pd.DataFrame(rows)
 

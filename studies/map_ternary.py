@@ -1,0 +1,153 @@
+"""A picture of a predicted property over a ternary section of composition space, fcc beside bcc.
+
+    python main.py --seeds 0-7
+    python studies/map_ternary.py
+    python studies/map_ternary.py --checkpoint results/tl_Ms.pt --corners Fe Ni Cr
+    python studies/map_ternary.py --corners FeNi CoCr Mn --rest Pd --share 0
+
+Reads a checkpoint of main.py or main_transfer.py. Each corner is an element or a formula of several
+(FeNi: equal parts); REST takes a constant SHARE of each alloy. Draws the mean of the checkpoint's
+networks for fcc, for bcc, and bcc less fcc. Where the difference is within the networks' own spread
+it is hatched: there they do not settle which phase has the lower value.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common
+
+# ---- settings ------------------------------------------------------------------------------------
+CHECKPOINT = "results/scratch_Ef.pt"  # networks of a run of main.py or main_transfer.py
+CORNERS = "FeNi CoCr Mn"  # three formulas: the lower left, lower right and upper corner
+REST = None  # formula of what all alloys hold besides; None: nothing
+SHARE = 0.4  # its mole fraction, 0 to 0.99
+RESULTS_DIR = "results"  # folder for the picture
+# --------------------------------------------------------------------------------------------------
+
+STEPS = 60  # from corner to corner
+LEVELS = 15  # colours
+PLACE = np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])  # of the corners in the picture
+LABELS = {"Ef": "formation energy (eV/atom)", "Ms": "magnetisation (μB/atom)"}
+
+
+def formula(text):
+    if not common.is_formula(text):
+        raise ValueError("a formula, such as FeNi")
+    return text
+
+
+def three_formulas(text):
+    words = text.replace(",", " ").split()
+    if len(words) != 3 or not all(map(common.is_formula, words)):
+        raise ValueError("three formulas, such as FeNi CoCr Mn")
+    return words
+
+
+def section(settings, elements):
+    """Shares of the corners (n, 3) and mole fractions of the alloys (n, n_elements)."""
+    from pymatgen.core import Composition
+
+    formulas = [*settings.CORNERS, *([settings.REST] if settings.REST else [])]
+    foreign = {str(e) for one in formulas for e in Composition(one)} - set(elements)
+    if foreign:
+        raise common.InputError(
+            f"CORNERS, REST: expected elements of the checkpoint, {', '.join(elements)}; "
+            f"got {', '.join(sorted(foreign))}"
+        )
+    ends = common.mole_fractions(formulas, elements)
+    steps = [(i, j, STEPS - i - j) for i in range(STEPS + 1) for j in range(STEPS + 1 - i)]
+    shares = np.array(steps) / STEPS
+    fractions = shares @ ends[:3]
+    if settings.REST:
+        fractions = (1 - settings.SHARE) * fractions + settings.SHARE * ends[3]
+    return shares, fractions
+
+
+def draw_frame(axes, names):
+    """The triangle, a grid at every fifth, and the corners' names."""
+    axes.set_aspect("equal")
+    axes.axis("off")
+    axes.plot(*PLACE[[0, 1, 2, 0]].T, c="k", lw=1, clip_on=False)
+    for tick in (0.2, 0.4, 0.6, 0.8):
+        for corner in range(3):
+            ends = np.zeros((2, 3))
+            ends[:, corner] = tick
+            ends[0, (corner + 1) % 3] = ends[1, (corner + 2) % 3] = 1 - tick
+            axes.plot(*(ends @ PLACE).T, c="k", lw=0.4, alpha=0.25)
+            away = (ends[0] @ PLACE - PLACE.mean(0)) * 0.06
+            axes.text(*(ends[0] @ PLACE + away), f"{tick:.0%}", fontsize=6, ha="center", va="center")
+    for place, name in zip(PLACE, names):
+        x, y = place + (place - PLACE.mean(0)) * 0.16
+        axes.text(x, y, name, ha="center", va="center", fontweight="bold")
+
+
+def draw(settings, shares, predicted, target, path):
+    """The three maps; predicted: {phase: (n_networks, n)}."""
+    from matplotlib.figure import Figure
+    from matplotlib.tri import Triangulation
+
+    mean = {phase: values.mean(0) for phase, values in predicted.items()}
+    difference = predicted["bcc"] - predicted["fcc"]
+    both, largest = np.concatenate(list(mean.values())), np.abs(difference.mean(0)).max()
+    scale = np.linspace(both.min(), both.max() + 1e-12, LEVELS)
+    around_zero = np.linspace(-1, 1, LEVELS + 1) * (largest + 1e-12)
+
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    triangles = Triangulation(*(shares @ PLACE).T)
+    for ax, phase in zip(axes, common.PHASES):
+        filled = ax.tricontourf(triangles, mean[phase], scale, cmap="viridis")
+        ax.set_title(phase)
+    label = LABELS[target]
+    figure.colorbar(filled, ax=axes[:2], label=label, shrink=0.8, format="%.3g")
+    filled = axes[2].tricontourf(triangles, difference.mean(0), around_zero, cmap="RdBu_r")
+    figure.colorbar(filled, ax=axes[2], label=f"difference in {label}", shrink=0.8, format="%.2g")
+    axes[2].set_title("bcc less fcc")
+    if np.ptp(np.sign(difference.mean(0))) == 2:
+        axes[2].tricontour(triangles, difference.mean(0), [0], colors="k", linewidths=1.2)
+    if len(difference) > 1:
+        unsettled = np.abs(difference.mean(0)) - difference.std(0)
+        if unsettled.min() < 0:
+            axes[2].tricontourf(
+                triangles, unsettled, [unsettled.min() - 1, 0], colors="none", hatches=["...."]
+            )
+    for ax in axes:
+        draw_frame(ax, settings.CORNERS)
+    rest = f", all with {settings.SHARE:.0%} {settings.REST}" if settings.REST else ""
+    figure.suptitle(f"{' – '.join(settings.CORNERS)}{rest}: mean of {len(difference)} networks")
+    with common.whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def main():
+    settings = common.read_settings(
+        globals(),
+        CHECKPOINT=Path,
+        CORNERS=three_formulas,
+        REST=common.optional(formula),
+        SHARE=common.number(float, 0, 0.99),
+    )
+    model, saved = common.load_checkpoint(settings.CHECKPOINT)
+    common.output_folder(settings.RESULTS_DIR)
+    shares, fractions = section(settings, saved["elements"])
+    predicted = {}
+    for phase in common.PHASES:
+        inputs = common.network_inputs(fractions, [phase] * len(fractions), saved["elements"])
+        predicted[phase] = common.predict(model, inputs).reshape(-1, len(inputs))
+        low, high = predicted[phase].mean(0).min(), predicted[phase].mean(0).max()
+        print(
+            f"{phase}: {low:.4f} to {high:.4f}, spread of the networks {predicted[phase].std(0).mean():.4f}"
+        )
+    target = saved["settings"]["TARGET"]
+    path = (
+        settings.RESULTS_DIR / f"map_{saved['settings']['METHOD']}_{target}_{'_'.join(settings.CORNERS)}.png"
+    )
+    draw(settings, shares, predicted, target, path)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    common.run(main)
