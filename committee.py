@@ -196,15 +196,19 @@ class GaussianProcessCE:
         self.cholesky, self.solved = self.solve(theta)
         return self
 
+    def weigh_outliers(self):
+        """Expectation step for Student-t noise: the factor of each row's noise variance."""
+        covariance = self.kernel(self.theta, self.rows, self.rows)
+        reduced = torch.linalg.solve_triangular(self.cholesky, covariance, upper=False)
+        variance = covariance.diagonal() - (reduced**2).sum(0)
+        squared = (self.targets - covariance @ self.solved) ** 2 + variance
+        noise = self.noise()[self.rows[3]]
+        self.factor = (STUDENT_DEGREES + squared / noise) / (STUDENT_DEGREES + 1)
+
     def fit_student(self):
         """Go on with Student-t noise, by expectation and maximisation: outliers get more noise."""
         for _ in range(STUDENT_ROUNDS):
-            covariance = self.kernel(self.theta, self.rows, self.rows)
-            reduced = torch.linalg.solve_triangular(self.cholesky, covariance, upper=False)
-            variance = covariance.diagonal() - (reduced**2).sum(0)
-            squared = (self.targets - covariance @ self.solved) ** 2 + variance
-            noise = self.noise()[self.rows[3]]
-            self.factor = (STUDENT_DEGREES + squared / noise) / (STUDENT_DEGREES + 1)
+            self.weigh_outliers()
             self.fit()
         return self
 

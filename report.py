@@ -4,6 +4,7 @@ Nothing to run here. Figures printed, tables, plot and checkpoint written; a che
 applied to alloys of one's own (PREDICT, CHECKPOINT).
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +208,9 @@ def load_checkpoint(path):
     import torch
 
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # on files that are none: what to do is said in one line below
+            warnings.simplefilter("ignore")
+            saved = torch.load(path, map_location="cpu", weights_only=True)
         system = System(tuple(saved["elements"]), tuple(map(frozenset, saved["excluded"])))
         if "committees" in saved["state"]:
             import committee

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
+import report
 
 # ---- settings ------------------------------------------------------------------------------------
 CHECKPOINT = "results/scratch_Ef.pt"  # networks of a run of main.py or main_transfer.py
@@ -130,13 +131,12 @@ def main():
         REST=common.optional(formula),
         SHARE=common.number(float, 0, 0.99),
     )
-    model, saved = common.load_checkpoint(settings.CHECKPOINT)
+    predict, saved = report.load_checkpoint(settings.CHECKPOINT)
     common.output_folder(settings.RESULTS_DIR)
     shares, fractions = section(settings, saved["elements"])
     predicted = {}
     for phase in common.PHASES:
-        inputs = common.network_inputs(fractions, [phase] * len(fractions), saved["elements"])
-        predicted[phase] = common.predict(model, inputs).reshape(-1, len(inputs))
+        predicted[phase], _ = predict(fractions, [phase] * len(fractions))  # (n_networks, n)
         low, high = predicted[phase].mean(0).min(), predicted[phase].mean(0).max()
         print(
             f"{phase}: {low:.4f} to {high:.4f}, spread of the networks {predicted[phase].std(0).mean():.4f}"

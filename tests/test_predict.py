@@ -78,7 +78,7 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, content):
         tmp_path,
         status=2,
     )
-    assert "ran" not in result.out and len(result.err.splitlines()) == 1 and "bad.pt" in result.err
+    assert "code from" not in result.out and len(result.err.splitlines()) == 1 and "bad.pt" in result.err
 
 
 def test_cut_checkpoint(trained, tmp_path):
