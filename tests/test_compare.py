@@ -1,0 +1,65 @@
+"""The comparison of methods: statistics by hand, resumption, and a Dask cluster of two workers."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, run
+
+sys.path.insert(0, str(ROOT / "studies"))
+import compare_methods
+
+SMALL = ["--splits", "0-1", "--seeds", "0-1", "--percents", "100", "--targets", "Ms", "--alloy-sets", "4+5"]
+
+
+def test_corrected_interval_by_hand():
+    """Two splits, differences 1 and 3: variance 2, t(0.975, 1) = 12.7062, factor 1/2 + 1/4."""
+    found = compare_methods.corrected_interval(np.array([1.0, 3.0]), n_train=40, n_test=10)
+    assert found == pytest.approx(12.7062 * np.sqrt(0.75 * 2), rel=1e-4)
+
+
+def test_paired_differences_are_split_by_split():
+    keys = {"alloys": "4+5", "target": "Ef", "percent": 100.0, "n_train": 40, "n_test": 10}
+    rows = [
+        keys | {"method": method, "rule": rule, "split": split, "RMSE": value}
+        for method, rule, values in (
+            ("scratch", "validation", (1, 2, 3)),
+            ("ce", "training set", (1.5, 2.5, 3.5)),
+        )
+        for split, value in enumerate(values)
+    ]
+    found = compare_methods.paired(pd.DataFrame(rows)).iloc[0]
+    assert found.method == "ce" and found.difference == pytest.approx(0.5) and found.half_width == 0
+    assert found.ratio == pytest.approx(7.5 / 6)
+
+
+def compare(data, folder, *more):
+    flags = ["--data-dir", data, "--results-dir", folder, *SMALL, *more]
+    run("studies/compare_methods.py", *flags)
+    frame = pd.read_csv(folder / "comparison.csv").drop(columns="seconds")
+    return frame.sort_values(["method", "rule", "split"], ignore_index=True)
+
+
+def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path):
+    methods = ["--methods", "scratch", "ce", "svr", "--rules", "validation"]
+    here = compare(small_data, tmp_path / "here", *methods)
+    assert set(here.method) == {"scratch", "ce", "svr"} and len(here) == 6
+    assert (tmp_path / "here" / "paired.png").stat().st_size > 5000
+    assert (tmp_path / "here" / "learning_curve.png").stat().st_size > 5000
+    assert "| Scratch |" in (tmp_path / "here" / "comparison.md").read_text("utf-8")
+
+    # what is done is not done again; what is missing is
+    parts = sorted((tmp_path / "here" / "parts").iterdir())
+    times = {part.name: part.stat().st_mtime_ns for part in parts}
+    parts[0].unlink()
+    pd.testing.assert_frame_equal(compare(small_data, tmp_path / "here", *methods), here)
+    again = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "here" / "parts").iterdir()}
+    assert {name for name in times if times[name] != again[name]} == {parts[0].name}
+
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        flags = [*methods, "--backend", "dask", "--scheduler", cluster.scheduler_address]
+        there = compare(small_data, tmp_path / "there", *flags)
+    pd.testing.assert_frame_equal(there, here, rtol=1e-4)
