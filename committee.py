@@ -27,6 +27,7 @@ from torch.nn.functional import silu
 
 import common
 import generate
+import networks
 
 # ---- settings ------------------------------------------------------------------------------------
 NETWORKS = 6  # per seed
@@ -451,7 +452,7 @@ def predict_compositions(committees, system, fractions, phases):
 
 
 def fit(settings, data, splits):
-    """The recipe for all splits and seeds, on all cores: a common.Outcome. No test label is read."""
+    """The recipe for all splits and seeds, on all cores: a networks.Outcome. No test label is read."""
     fractions = common.mole_fractions(data.table.formula, data.system.elements)
     alloys = Alloys(data.system, fractions, data.table.phase, data.table)
     source = source_alloys(settings, data.table, data.system)
@@ -460,7 +461,7 @@ def fit(settings, data, splits):
         for split in splits
     )
     found = [one.predict(alloys) for one in committees]
-    return common.Outcome(
+    return networks.Outcome(
         predicted=np.array([predicted for predicted, _ in found]),
         scales=np.array([one.std for one in committees]),
         epochs=np.full(len(splits) * len(settings.SEEDS), EPOCHS),

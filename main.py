@@ -10,6 +10,7 @@ losses (CSV), a parity plot and a checkpoint.
 """
 
 import common
+import networks
 import report
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -41,16 +42,16 @@ def fit(settings, data, train_rows, watch_rows, epochs):
     """Networks of all seeds for each split.
 
     train_rows, watch_rows: row numbers, an array per split; watch_rows may be None.
-    epochs, watch_rows: as in `common.train`. Returns a common.Model.
+    epochs, watch_rows: as in `networks.train`. Returns a networks.Model.
     """
     from torch.optim import Adam
 
     rate = settings.LEARNING_RATE or DEFAULT_RATE[settings.TARGET]
     train_sets = data.sets(train_rows)
-    scalers = [common.Scalers.fit(*one) for one in train_sets]
+    scalers = [networks.Scalers.fit(*one) for one in train_sets]
     seeds = settings.SEEDS * len(train_rows)
-    weights, generators = common.initial_weights(seeds, len(data.system.elements), unused_convolution=True)
-    return common.train_networks(
+    weights, generators = networks.initial_weights(seeds, len(data.system.elements), unused_convolution=True)
+    return networks.train_networks(
         settings,
         weights,
         generators,
@@ -68,8 +69,8 @@ def main():
         return
     data = common.load_data(settings)
     splits = common.make_splits(settings, data.table, high_only=settings.METHOD == "scratch_prime")
-    model = common.fit_selected(settings, data, splits, fit)
-    report.report(settings, data, splits, common.outcome(model, data))
+    model = networks.fit_selected(settings, data, splits, fit)
+    report.report(settings, data, splits, networks.outcome(model, data))
     if settings.PREDICT:
         report.predict_for(settings, report.result_name(settings, ".pt"))
 

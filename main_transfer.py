@@ -14,6 +14,7 @@ import numpy as np
 
 import common
 import generate
+import networks
 import report
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ def fit(settings, data, train_rows, watch_rows, epochs):
     """Networks of all seeds for each split, by METHOD.
 
     train_rows, watch_rows: row numbers, an array per split; watch_rows may be None.
-    epochs, watch_rows: as in `common.train`. Returns a common.Model.
+    epochs, watch_rows: as in `networks.train`. Returns a networks.Model.
     """
     import torch
     from torch.optim import SGD, Adam
@@ -63,7 +64,7 @@ def fit(settings, data, train_rows, watch_rows, epochs):
     ]
     train_sets, watch_sets = data.sets(train_rows), data.sets(watch_rows)
     seeds, n_elements = settings.SEEDS * len(train_rows), len(data.system.elements)
-    weights, generators = common.initial_weights(seeds, n_elements)
+    weights, generators = networks.initial_weights(seeds, n_elements)
 
     if settings.METHOD == "da":
         chosen = generate.select(samples, settings.AUGMENT, settings.ALLOYS)
@@ -72,8 +73,8 @@ def fit(settings, data, train_rows, watch_rows, epochs):
             tuple(np.concatenate([dft, ce[in_all]]) for dft, ce in zip(*pair))
             for pair in zip(train_sets, labelled)
         ]
-        scalers = [common.Scalers.fit(*one) for one in train_sets]
-        return common.train_networks(
+        scalers = [networks.Scalers.fit(*one) for one in train_sets]
+        return networks.train_networks(
             settings,
             weights,
             generators,
@@ -84,8 +85,8 @@ def fit(settings, data, train_rows, watch_rows, epochs):
             epochs,
         )
 
-    scalers = [common.Scalers.fit(*one) for one in labelled]
-    source = common.train_networks(
+    scalers = [networks.Scalers.fit(*one) for one in labelled]
+    source = networks.train_networks(
         settings,
         weights,
         generators,
@@ -95,9 +96,9 @@ def fit(settings, data, train_rows, watch_rows, epochs):
         lambda parameters: Adam(parameters, lr=settings.SOURCE_LEARNING_RATE, fused=True),
         settings.SOURCE_EPOCHS,
     )
-    scalers = [common.Scalers.fit(*one) for one in train_sets]
+    scalers = [networks.Scalers.fit(*one) for one in train_sets]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # seeded again, as published
-    return common.train_networks(
+    return networks.train_networks(
         settings,
         source.weights,
         generators,
@@ -121,7 +122,7 @@ def main():
 
         outcome = committee.fit(settings, data, splits)
     else:
-        outcome = common.outcome(common.fit_selected(settings, data, splits, fit), data)
+        outcome = networks.outcome(networks.fit_selected(settings, data, splits, fit), data)
     report.report(settings, data, splits, outcome)
     if settings.PREDICT:
         report.predict_for(settings, report.result_name(settings, ".pt"))

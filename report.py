@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import common
+import networks
 from common import (
     PHASES,
     UNITS,
@@ -21,7 +21,6 @@ from common import (
     mole_fractions,
     network_inputs,
     output_folder,
-    predict,
     read_table,
     whole_file,
     write_csv,
@@ -221,11 +220,11 @@ def load_checkpoint(path):
                 return committee.predict_compositions(model, system, fractions, phases)
 
         else:
-            model = common.restored(saved["state"])
+            model = networks.restored(saved["state"])
 
             def predict_alloys(fractions, phases):
                 inputs = network_inputs(fractions, phases, system.elements)
-                return predict(model, inputs).reshape(-1, len(inputs)), None
+                return networks.predict(model, inputs).reshape(-1, len(inputs)), None
 
         middle = np.full((1, len(system.elements)), 1 / len(system.elements))
         predict_alloys(middle, PHASES[:1])

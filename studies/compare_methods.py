@@ -34,6 +34,7 @@ import common
 import generate
 import main as scratch
 import main_transfer as transfer
+import networks
 import report
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def predict_gp(settings, data, train, test, number):
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-    scalers = common.Scalers.fit(data.inputs[train], data.targets[train])
+    scalers = networks.Scalers.fit(data.inputs[train], data.targets[train])
     inputs, targets = scalers.transform(data.inputs[train], data.targets[train])
     models = []
     for nu in (1.5, 2.5):
@@ -106,7 +107,7 @@ def predict_by_search(model, grid):
     def predict(settings, data, train, test, number):
         from sklearn.model_selection import GridSearchCV, KFold
 
-        scalers = common.Scalers.fit(data.inputs[train], data.targets[train])
+        scalers = networks.Scalers.fit(data.inputs[train], data.targets[train])
         folds = KFold(5, shuffle=True, random_state=number)
         search = GridSearchCV(model(number), grid, cv=folds, scoring="neg_mean_squared_error")
         search.fit(*scalers.transform(data.inputs[train], data.targets[train]))
@@ -166,8 +167,8 @@ def work(settings, data, piece):
     data = data._replace(targets=data.table[common.TARGETS[run.TARGET]].to_numpy())
     splits = common.make_splits(run, data.table, high_only=piece["method"] == "scratch_prime")
     if script:
-        model = common.fit_selected(run, data, splits, script.fit)
-        predicted = [p[:, split.test] for p, split in zip(common.predict(model, data.inputs), splits)]
+        model = networks.fit_selected(run, data, splits, script.fit)
+        predicted = [p[:, split.test] for p, split in zip(networks.predict(model, data.inputs), splits)]
     elif piece["method"] == "tl_committee":
         run.SEEDS = run.SEEDS[:1]  # an ensemble of networks each
         outcome = committee.fit(run, data, splits)

@@ -29,7 +29,7 @@ RESULTS_DIR = "results"  # folder for the picture
 # --------------------------------------------------------------------------------------------------
 
 STEPS = 60  # from corner to corner
-LEVELS = 15  # colours
+LEVELS = 14  # colours at most
 PLACE = np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])  # of the corners in the picture
 LABELS = {"Ef": "formation energy (eV/atom)", "Ms": "magnetisation (μB/atom)"}
 
@@ -69,7 +69,7 @@ def section(settings, elements):
 
 def draw_frame(axes, names):
     """The triangle, a grid at every fifth, and the corners' names."""
-    axes.set_aspect("equal")
+    axes.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.13, 1.0))
     axes.axis("off")
     axes.plot(*PLACE[[0, 1, 2, 0]].T, c="k", lw=1, clip_on=False)
     for tick in (0.2, 0.4, 0.6, 0.8):
@@ -78,8 +78,8 @@ def draw_frame(axes, names):
             ends[:, corner] = tick
             ends[0, (corner + 1) % 3] = ends[1, (corner + 2) % 3] = 1 - tick
             axes.plot(*(ends @ PLACE).T, c="k", lw=0.4, alpha=0.25)
-            away = (ends[0] @ PLACE - PLACE.mean(0)) * 0.06
-            axes.text(*(ends[0] @ PLACE + away), f"{tick:.0%}", fontsize=6, ha="center", va="center")
+            away = 0.035 * (PLACE[(corner + 1) % 3] + PLACE[corner] - 2 * PLACE[(corner + 2) % 3])
+            axes.text(*(ends[0] @ PLACE + away), f"{tick:.0%}", fontsize=7, ha="center", va="center")
     for place, name in zip(PLACE, names):
         x, y = place + (place - PLACE.mean(0)) * 0.16
         axes.text(x, y, name, ha="center", va="center", fontweight="bold")
@@ -88,25 +88,27 @@ def draw_frame(axes, names):
 def draw(settings, shares, predicted, target, path):
     """The three maps; predicted: {phase: (n_networks, n)}."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     from matplotlib.tri import Triangulation
 
     mean = {phase: values.mean(0) for phase, values in predicted.items()}
-    difference = predicted["bcc"] - predicted["fcc"]
+    difference = predicted["bcc"] - predicted["fcc"]  # (n_networks, n)
     both, largest = np.concatenate(list(mean.values())), np.abs(difference.mean(0)).max()
-    scale = np.linspace(both.min(), both.max() + 1e-12, LEVELS)
-    around_zero = np.linspace(-1, 1, LEVELS + 1) * (largest + 1e-12)
+    levels = MaxNLocator(LEVELS).tick_values(both.min(), both.max())
+    around_zero = MaxNLocator(LEVELS, symmetric=True).tick_values(-largest, largest)
 
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
     axes = figure.subplots(1, 3)
     triangles = Triangulation(*(shares @ PLACE).T)
+    below = {"location": "bottom", "aspect": 35, "pad": 0.03}
     for ax, phase in zip(axes, common.PHASES):
-        filled = ax.tricontourf(triangles, mean[phase], scale, cmap="viridis")
-        ax.set_title(phase)
-    label = LABELS[target]
-    figure.colorbar(filled, ax=axes[:2], label=label, shrink=0.8, format="%.3g")
+        filled = ax.tricontourf(triangles, mean[phase], levels, cmap="viridis")
+        ax.set_title(phase, loc="left", fontsize="x-large")
+    figure.colorbar(filled, ax=axes[:2], label=LABELS[target], shrink=0.5, **below)
     filled = axes[2].tricontourf(triangles, difference.mean(0), around_zero, cmap="RdBu_r")
-    figure.colorbar(filled, ax=axes[2], label=f"difference in {label}", shrink=0.8, format="%.2g")
-    axes[2].set_title("bcc less fcc")
+    figure.colorbar(filled, ax=axes[2], label=f"difference in {LABELS[target]}", **below)
+    axes[2].set_title("bcc less fcc", loc="left", fontsize="x-large")
+    axes[2].set_title("line: no difference\ndots: within the spread", loc="right", fontsize="small")
     if np.ptp(np.sign(difference.mean(0))) == 2:
         axes[2].tricontour(triangles, difference.mean(0), [0], colors="k", linewidths=1.2)
     if len(difference) > 1:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import common
 import generate
+import networks
 from common import System
 
 PAPER = System(("Fe", "Ni", "Co", "Cr", "Mn", "Pd"), (frozenset(("Mn", "Pd")),))
@@ -114,7 +115,7 @@ def test_batches_are_a_dataloaders():
     generator = torch.Generator().manual_seed(5)
     for _ in range(3):
         plain = torch.cat([batch for (batch,) in loader])
-        assert torch.equal(plain, common.epoch_order(generator, 37))
+        assert torch.equal(plain, networks.epoch_order(generator, 37))
 
 
 class PlainNetwork(nn.Module):
@@ -156,8 +157,8 @@ def made_up_set(n, seed):
 
 
 def batched_run(sets, set_of, seeds, epochs, rate=0.003, **more):
-    weights, generators = common.initial_weights(seeds, 6, unused_convolution=True)
-    return common.train(
+    weights, generators = networks.initial_weights(seeds, 6, unused_convolution=True)
+    return networks.train(
         weights, generators, [(x.numpy(), y.numpy()) for x, y in sets], set_of,
         lambda parameters: torch.optim.Adam(parameters, lr=rate, fused=True), epochs, 16, **more,
     )  # fmt: skip
@@ -172,7 +173,7 @@ def test_replicas_equal_plain_runs():
     for i, (s, seed) in enumerate(zip(set_of, seeds)):
         one = {name: value[i : i + 1] for name, value in weights.items()}
         expected = plain_run(*sets[s], seed, 12, 0.003)
-        torch.testing.assert_close(common.forward(one, sets[s][0][None])[0], expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(networks.forward(one, sets[s][0][None])[0], expected, atol=2e-5, rtol=0)
 
 
 def test_kept_state_is_the_watched_best():
@@ -188,7 +189,7 @@ def test_kept_state_is_the_watched_best():
         assert epochs[i] == later.epoch[later.watched.idxmin()]
         assert rows.epoch.max() == min(epochs[i] + 15, 300)
         one = {name: value[i : i + 1] for name, value in weights.items()}
-        out = common.forward(one, watch[s][0][None])[0]
+        out = networks.forward(one, watch[s][0][None])[0]
         assert ((out - watch[s][1]) ** 2).mean().item() == pytest.approx(later.watched.min(), rel=1e-5)
         # the same as alone
         alone, alone_epochs, _ = batched_run(
@@ -201,7 +202,7 @@ def test_kept_state_is_the_watched_best():
 
 def test_frozen_embedding_stays():
     sets = [made_up_set(40, 1)]
-    start, _ = common.initial_weights([0], 6, unused_convolution=True)
+    start, _ = networks.initial_weights([0], 6, unused_convolution=True)
     weights, _, _ = batched_run(sets, [0], [0], 3, frozen=("embedding",))
     assert torch.equal(weights["embedding"], start["embedding"])
     assert not torch.equal(weights["weight1"], start["weight1"])

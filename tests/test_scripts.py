@@ -65,12 +65,17 @@ def test_training_scripts(small_data, tmp_path, script, method, more):
     predictions = pd.read_csv(f"{name}_predictions.csv")
     test = predictions[(predictions.split == 0) & (predictions.set == "test")]
     checkpoint = torch.load(f"{name}.pt", weights_only=True)
-    assert checkpoint["weights"]["embedding"].shape[0] == 4
+    assert checkpoint["state"]["weights"]["embedding"].shape[0] == 4
     assert checkpoint["settings"]["SEEDS"] == [0, 1]
     error = ((test["mean"] - test.true) ** 2).mean() ** 0.5
     assert (
         error <= metrics.test_RMSE[:2].mean() + 1e-9
     )  # convexity: the ensemble is no worse than its members
+    summary = pd.read_csv(f"{name}_summary.csv").set_index("of")
+    by_split = metrics.groupby("split").test_RMSE.mean()
+    assert summary.test_RMSE_mean["single networks"] == pytest.approx(by_split.mean())
+    assert summary.test_RMSE_std["single networks"] == pytest.approx(by_split.std())
+    assert 0 <= summary.within_1_std["ensemble"] <= summary.within_2_std["ensemble"] <= 1
     losses = pd.read_csv(f"{name}_losses.csv")
     assert set(losses.columns) == {"split", "seed", "epoch", "train", "watched"}
     assert (tmp_path / f"{method}_Ms_parity.png").stat().st_size > 5000
