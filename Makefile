@@ -1,6 +1,7 @@
 # make             install, then the four scripts on DATA_DIR
 # make test        install, then all tests
 # make lint        ruff
+# make bench       benchmarks/RESULTS.md, its short form
 # make reference   the study's data, the scripts on it, and a table against its figures
 #
 # A recipe line that fails ends the run. PYTHON is only used to make the virtual environment.
@@ -15,7 +16,7 @@ STUDY := https://github.com/zimo-li23/CE-transfer-learning
 BIN := .venv/bin
 FLAGS = --data-dir $(DATA_DIR) --table-dir $(TABLE_DIR)
 
-.PHONY: all test lint reference clean
+.PHONY: all test lint bench reference clean
 
 all: .venv/run
 	$(BIN)/python structure_stat.py $(FLAGS)
@@ -33,11 +34,14 @@ all: .venv/run
 	touch $@
 
 test: .venv/test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: .venv/run
+	$(BIN)/python benchmarks/benchmark.py
 
 reference_data:
 	git clone --depth 1 $(STUDY) reference_data

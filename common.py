@@ -205,6 +205,7 @@ def read_settings(script, **own_options):
 
     parser = Parser(
         program,
+        usage=f"{program} [--flag value ...]",
         description=script["__doc__"],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -216,7 +217,7 @@ def read_settings(script, **own_options):
         parser.add_argument(flag_of(name), nargs=nargs, metavar="VALUE", help=help_text)
     given = vars(parser.parse_args())
 
-    settings = SimpleNamespace()
+    settings, in_force = SimpleNamespace(), []
     for name, default in defaults.items():
         words = given[name.lower()]
         text = str(default) if words is None else " ".join(words) if words else "True"
@@ -225,8 +226,8 @@ def read_settings(script, **own_options):
         except ValueError as error:
             where = f"constant {name}" if words is None else flag_of(name)
             parser.exit(2, f"{program}: {where}: expected {error}; got '{text}'\n")
-        print(f"{'' if name == next(iter(defaults)) else ', '}{name} {text}", end="")
-    print(flush=True)
+        in_force.append(f"{name} {text}")
+    print(", ".join(in_force), flush=True)
     if "TABLE_DIR" in defaults and settings.TABLE_DIR is None:
         settings.TABLE_DIR = settings.DATA_DIR
     return settings

@@ -1,10 +1,13 @@
 """Bad input ends with one line on standard error and status 2, and leaves no file behind."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
-from conftest import TINY, run
+from conftest import ROOT, TINY, run
 
 SCRIPTS = ["structure_stat.py", "generate.py", "main.py", "main_transfer.py"]
 
@@ -90,6 +93,18 @@ class TestEveryScript:
 def test_value_out_of_range(flags, expected):
     line = refused("main.py", *flags)
     assert flags[0] in line and expected in line
+
+
+def test_constant_out_of_range(tmp_path):
+    """An edit of a script's constants is checked as its flags are."""
+    changed = (ROOT / "main.py").read_text("utf-8").replace('TARGET = "Ef"', 'TARGET = "E"')
+    (tmp_path / "main.py").write_text(changed, "utf-8")
+    command = [sys.executable, tmp_path / "main.py"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert result.returncode == 2 and "constant TARGET: expected one of Ef, Ms" in result.stderr
+    assert result.stdout == ""
 
 
 def test_missing_poscars_are_listed_together(data):

@@ -121,6 +121,15 @@ def test_a_formation_energy_is_corrected_where_totals_and_neighbours_agree():
     assert [(fix.structure, fix.was, fix.now) for fix in fixes] == [("a", 0.3, 0.1)]
 
 
+def test_exchanged_volumes():
+    """Both phases of AB hold each other's volume; those of CD are merely wrong."""
+    frame = pd.DataFrame({"structure": ["AB_fcc", "CD_fcc", "AB_bcc", "CD_bcc"], "formula": ["AB", "CD"] * 2})
+    frame = frame.assign(**{VOLUME: [11.4, 11.4, 11.1, 11.1], "volume": [11.1, 12.1, 11.4, 11.4]})
+    findings, fixes = check.check_volume(frame)
+    assert len(findings) == 4
+    assert [(fix.structure, fix.now) for fix in fixes] == [("AB_fcc", 11.1), ("AB_bcc", 11.4)]
+
+
 def test_another_composition_in_the_poscar(data, whole, tmp_path):
     (data / "POSCARS").unlink()
     (data / "POSCARS").mkdir()
