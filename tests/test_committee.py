@@ -63,6 +63,18 @@ def test_gaussian_process_against_scikit_learn(alloys):
     np.testing.assert_allclose(deviation, expected_deviation, rtol=1e-5)
 
 
+def test_short_range_order_of_the_phases_is_coupled(alloys):
+    """Linear in short-range order within a phase, sigmoid(rho) of that across phases."""
+    alloys, targets = alloys
+    process = committee.GaussianProcessCE(committee.Scale(alloys), alloys, targets)
+    n = alloys.inputs.shape[1]
+    theta = torch.tensor([-50, *[0] * n, np.log(2), np.log(3), 0, 0], dtype=torch.float64)
+    found = process.kernel(theta, process.rows, process.rows).numpy()
+    _, order = process.scale(alloys)
+    expected = 2 * order @ order.T * np.where(alloys.phase[:, None] == alloys.phase, 1, 0.75)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
 def test_leave_one_out_is_leaving_one_out(alloys):
     alloys, targets = alloys
     process = committee.GaussianProcessCE(committee.Scale(alloys), alloys, targets).fit()

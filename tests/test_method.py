@@ -200,6 +200,13 @@ def test_kept_state_is_the_watched_best():
             torch.testing.assert_close(value, alone[name], atol=1e-4, rtol=0)
 
 
+def test_the_first_epoch_is_never_kept():
+    """With a rate of zero all epochs are equal: the second is the first that may be kept."""
+    watch = [tuple(part.numpy() for part in made_up_set(9, 3))]
+    _, epochs, losses = batched_run([made_up_set(40, 1)], [0], [0], 50, 0.0, watch=watch, patience=5)
+    assert epochs.tolist() == [2] and losses[-1][1] == 7
+
+
 def test_frozen_embedding_stays():
     sets = [made_up_set(40, 1)]
     start, _ = networks.initial_weights([0], 6, unused_convolution=True)
