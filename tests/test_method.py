@@ -176,6 +176,20 @@ def test_replicas_equal_plain_runs():
         torch.testing.assert_close(networks.forward(one, sets[s][0][None])[0], expected, atol=2e-5, rtol=0)
 
 
+def test_gradients_against_autograd():
+    weights, _ = networks.initial_weights([0, 1, 2], 6)
+    inputs, targets = torch.randn(3, 16, 12), torch.randn(3, 16, 1)
+    share = torch.rand(3, 16, 1)
+    gradients = {name: torch.zeros_like(value) for name, value in weights.items()}
+    loss = networks.loss_and_gradients(weights, gradients, inputs, targets, share)
+    leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
+    expected = ((networks.forward(leaves, inputs)[..., None] - targets) ** 2 * share).sum(1)
+    expected.sum().backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for name, value in leaves.items():
+        torch.testing.assert_close(gradients[name], value.grad)
+
+
 def test_kept_state_is_the_watched_best():
     """Each replica keeps the state of least watched loss from the second epoch on, and then stops."""
     sets, watch = [made_up_set(40, 1), made_up_set(40, 2)], [made_up_set(9, 3), made_up_set(14, 4)]
