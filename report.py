@@ -152,7 +152,11 @@ def plot_parity(predictions, settings, path):
         axes.scatter(points.true, points["mean"], s=12, c=colour, alpha=0.6, label=f"{part} ({len(points)})")
     axes.axline((0, 0), slope=1, c="k", lw=0.8, zorder=0)
     label = {"Ef": "formation energy (eV/atom)", "Ms": "magnetisation (μB/atom)"}[settings.TARGET]
-    axes.set(xlabel=f"{label} in the database", ylabel=f"predicted {label}", title=f"{settings.METHOD} {settings.TARGET}")
+    axes.set(
+        xlabel=f"{label} in the database",
+        ylabel=f"predicted {label}",
+        title=f"{settings.METHOD} {settings.TARGET}",
+    )
     axes.set_aspect("equal", "datalim")
     axes.legend()
     with whole_file(path) as temporary:
