@@ -18,6 +18,7 @@ from common import InputError, hold_out
 
 EMBEDDING = 58  # dimensions of an element's embedding; with S, two mismatches, valence and phase: 64
 HIDDEN = 64
+THREADS, THREADS_FROM = torch.get_num_threads(), 16  # replicas; fewer train on one thread
 
 
 def initial_weights(seeds, n_elements, unused_convolution=False):
@@ -296,6 +297,8 @@ def train_networks(
 
     Replicas: for each split all SEEDS, in this order.
     """
+    # Few replicas make matrices so small that threads would wait for one another.
+    torch.set_num_threads(THREADS if len(generators) >= THREADS_FROM else 1)
     sets = [one.transform(*rows) for one, rows in zip(scalers, train_sets)]
     watch = watch_sets and [one.transform(*rows) for one, rows in zip(scalers, watch_sets)]
     set_of = np.repeat(np.arange(len(sets)), len(settings.SEEDS))

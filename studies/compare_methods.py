@@ -297,7 +297,7 @@ def write_markdown(frame, path):
                         cells.append("")
                         continue
                     text = f"{scale * rows.RMSE.mean():.2f} ± {scale * rows.RMSE.std():.2f}"
-                    least = rule != "reference" and rows.RMSE.mean() <= best[target, percent].min()
+                    least = rule != "reference" and np.isclose(rows.RMSE.mean(), best[target, percent].min())
                     cells.append(f"**{text}**" if least else text)
                 shown = {"reference": "test set (as published)"}.get(rule, rule)
                 lines.append(f"| {LABELS[method]} | {shown} | " + " | ".join(cells) + " |")
