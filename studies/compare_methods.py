@@ -352,6 +352,7 @@ def plot_paired(frame, path):
         place = [-methods.index(method) for method in group.method]
         axes.errorbar(group.difference, place, xerr=group.half_width, fmt="o", ms=4, capsize=3)
         axes.axvline(0, c="k", lw=0.8)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_yticks([-i for i in range(len(methods))], [LABELS[m] for m in methods])
         unit = common.UNITS[target].replace("mub", "μB")
         axes.set(title=f"{target}, {alloys}, {percent:g} %", xlabel=f"RMSE − Scratch's ({unit})")

@@ -30,12 +30,13 @@ def data():
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for one another on a busy machine would blur the ratios."""
+def processor_time(monkeypatch):
+    """Seconds of the processor on one thread: what else a machine does must not blur the ratios."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr(benchmark.time, "perf_counter", benchmark.time.process_time)
     yield
     torch.set_num_threads(threads)
 
@@ -68,7 +69,7 @@ def test_one_network_against_a_plain_loop(data):
         epochs=8,
         repeats=3,
     )
-    assert least["ours"] / least["other"] < SLACK / 1.8
+    assert least["ours"] / least["other"] < SLACK / 4
 
 
 def test_replicas_against_one_network(data):
@@ -76,7 +77,7 @@ def test_replicas_against_one_network(data):
     rows = benchmark.training_data(database, system)
     works = {r: lambda n, r=r: benchmark.train_ours(rows, r, n) for r in (1, 32)}
     least = benchmark.epoch_seconds(works, epochs=3, repeats=3)
-    assert 32 * least[1] / least[32] > 6 / SLACK
+    assert 32 * least[1] / least[32] > 3.7 / SLACK
 
 
 def test_plain_loop_has_the_same_figures(data):
