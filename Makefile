@@ -34,7 +34,8 @@ all: .venv/run
 	touch $@
 
 test: .venv/test
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --ignore tests/test_benchmarks.py
+	$(BIN)/python -m pytest -q tests/test_benchmarks.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from conftest import ROOT
 
 import common
 import generate
+import networks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import benchmark
@@ -36,6 +37,7 @@ def processor_time(monkeypatch):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr(networks, "THREADS", 1)
     monkeypatch.setattr(benchmark.time, "perf_counter", benchmark.time.process_time)
     yield
     torch.set_num_threads(threads)
