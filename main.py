@@ -9,6 +9,8 @@ R2 and loss of each, and writes to RESULTS_DIR, named <method>_<target>: metrics
 losses (CSV), a parity plot and a checkpoint.
 """
 
+from torch.optim import Adam
+
 import common
 import networks
 import report
@@ -44,9 +46,8 @@ def fit(settings, data, train_rows, watch_rows, epochs):
     train_rows, watch_rows: row numbers, an array per split; watch_rows may be None.
     epochs, watch_rows: as in `networks.train`. Returns a networks.Model.
     """
-    from torch.optim import Adam
-
-    rate = settings.LEARNING_RATE or DEFAULT_RATE[settings.TARGET]
+    rate = settings.LEARNING_RATE
+    rate = DEFAULT_RATE[settings.TARGET] if rate is None else rate
     train_sets = data.sets(train_rows)
     scalers = [networks.Scalers.fit(*one) for one in train_sets]
     seeds = settings.SEEDS * len(train_rows)

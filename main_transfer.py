@@ -11,7 +11,10 @@ together. Prints and writes what main.py does, named <method>_<target>.
 """
 
 import numpy as np
+import torch
+from torch.optim import SGD, Adam
 
+import committee
 import common
 import generate
 import networks
@@ -53,10 +56,8 @@ def fit(settings, data, train_rows, watch_rows, epochs):
     train_rows, watch_rows: row numbers, an array per split; watch_rows may be None.
     epochs, watch_rows: as in `networks.train`. Returns a networks.Model.
     """
-    import torch
-    from torch.optim import SGD, Adam
-
-    rate = settings.LEARNING_RATE or DEFAULT_RATE[settings.METHOD]
+    rate = settings.LEARNING_RATE
+    rate = DEFAULT_RATE[settings.METHOD] if rate is None else rate
     samples = generate.make_samples(settings, data.table, data.system)
     labelled = [
         generate.label(generate.fit_ce(settings, data.table, data.system, rows), samples)
@@ -118,8 +119,6 @@ def main():
     data = common.load_data(settings)
     splits = common.make_splits(settings, data.table)
     if settings.METHOD == "tl_committee":
-        import committee
-
         outcome = committee.fit(settings, data, splits)
     else:
         outcome = networks.outcome(networks.fit_selected(settings, data, splits, fit), data)

@@ -160,7 +160,6 @@ def train(
     patience=None,
     frozen=(),
     device="cpu",
-    description="training",
 ):
     """Train all replicas side by side by mean squared error.
 
@@ -193,7 +192,6 @@ def train(
             watch,
             patience,
             frozen,
-            description,
         )
         for name, value in kept.items():
             value[group] = best[name].cpu()
@@ -202,9 +200,7 @@ def train(
 
 
 @torch.no_grad()
-def train_together(
-    weights, generators, sets, set_of, optimiser, epochs, batch_size, watch, patience, frozen, description
-):
+def train_together(weights, generators, sets, set_of, optimiser, epochs, batch_size, watch, patience, frozen):
     """`train` for replicas with the same number of batches an epoch; the arguments are the same."""
     device = weights["embedding"].device
     inputs, targets = (padded(list(part)).to(device) for part in zip(*sets))
@@ -235,7 +231,7 @@ def train_together(
     held = np.arange(len(sizes))  # number of each replica that the tensors hold
     runs = np.ones(len(held), bool)  # False: stopped, and still in the tensors
     history = []
-    bar = tqdm(range(1, epochs.max() + 1), desc=description, unit="epoch", leave=False)
+    bar = tqdm(range(1, epochs.max() + 1), desc="training", unit="epoch", leave=False)
     for epoch in bar:
         order = torch.zeros(len(held), n_rows, dtype=torch.int64)
         for row, replica in zip(order, held):

@@ -163,17 +163,6 @@ def plot_parity(predictions, settings, path):
         figure.savefig(temporary, dpi=150)
 
 
-def ranges(data, splits):
-    """What the networks were trained on: least and greatest input, and numbers of elements."""
-    rows = np.unique(np.concatenate([split.train for split in splits]))
-    n_elements = sorted(set(data.table.n_components.to_numpy()[rows].tolist()))
-    return {
-        "least": data.inputs[rows].min(0).tolist(),
-        "greatest": data.inputs[rows].max(0).tolist(),
-        "n_elements": n_elements,
-    }
-
-
 def save_checkpoint(settings, data, splits, state, path):
     """State and settings of a run; `load_checkpoint` reads them without running code."""
     import torch
