@@ -9,8 +9,6 @@ R2 and loss of each, and writes to RESULTS_DIR, named <method>_<target>: metrics
 losses (CSV), a parity plot and a checkpoint.
 """
 
-from torch.optim import Adam
-
 import common
 import networks
 import report
@@ -53,14 +51,7 @@ def fit(settings, data, train_rows, watch_rows, epochs):
     seeds = settings.SEEDS * len(train_rows)
     weights, generators = networks.initial_weights(seeds, len(data.system.elements), unused_convolution=True)
     return networks.train_networks(
-        settings,
-        weights,
-        generators,
-        scalers,
-        train_sets,
-        data.sets(watch_rows),
-        lambda parameters: Adam(parameters, lr=rate, fused=True),
-        epochs,
+        settings, weights, generators, scalers, train_sets, data.sets(watch_rows), networks.adam(rate), epochs
     )
 
 

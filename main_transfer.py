@@ -12,7 +12,6 @@ together. Prints and writes what main.py does, named <method>_<target>.
 
 import numpy as np
 import torch
-from torch.optim import SGD, Adam
 
 import committee
 import common
@@ -76,14 +75,7 @@ def fit(settings, data, train_rows, watch_rows, epochs):
         ]
         scalers = [networks.Scalers.fit(*one) for one in train_sets]
         return networks.train_networks(
-            settings,
-            weights,
-            generators,
-            scalers,
-            train_sets,
-            watch_sets,
-            lambda parameters: Adam(parameters, lr=rate, fused=True),
-            epochs,
+            settings, weights, generators, scalers, train_sets, watch_sets, networks.adam(rate), epochs
         )
 
     scalers = [networks.Scalers.fit(*one) for one in labelled]
@@ -94,7 +86,7 @@ def fit(settings, data, train_rows, watch_rows, epochs):
         scalers,
         labelled,
         None,
-        lambda parameters: Adam(parameters, lr=settings.SOURCE_LEARNING_RATE, fused=True),
+        networks.adam(settings.SOURCE_LEARNING_RATE),
         settings.SOURCE_EPOCHS,
     )
     scalers = [networks.Scalers.fit(*one) for one in train_sets]
@@ -106,7 +98,7 @@ def fit(settings, data, train_rows, watch_rows, epochs):
         scalers,
         train_sets,
         watch_sets,
-        lambda parameters: SGD(parameters, lr=rate),
+        networks.sgd(rate),
         epochs,
         frozen=("embedding",),
     )

@@ -5,19 +5,21 @@ axis of replicas, and a single network is the case of one replica. Each replica 
 initial weights and the batches that a run of its own would.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.nn.functional import pad
+from torch.optim.adam import adam as torch_adam
 from tqdm import tqdm
 
 from common import InputError, hold_out
 
 EMBEDDING = 58  # dimensions of an element's embedding; with S, two mismatches, valence and phase: 64
 HIDDEN = 64
+relu_backward = torch.ops.aten.threshold_backward.grad_input
 THREADS, THREADS_FROM = torch.get_num_threads(), 16  # replicas; fewer train on one thread
 
 
@@ -32,7 +34,7 @@ def initial_weights(seeds, n_elements, unused_convolution=False):
     networks, generators = [], []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             embedding = nn.Embedding(n_elements, EMBEDDING)
             if unused_convolution:
                 nn.Conv2d(1, 1, 5)
@@ -51,46 +53,155 @@ def initial_weights(seeds, n_elements, unused_convolution=False):
 
 def forward(weights, inputs):
     """Networks on their inputs: (n_replicas, n, n_elements + 6) -> (n_replicas, n), standardised."""
-    n_elements = weights["embedding"].shape[1]
-    composition = torch.bmm(inputs[..., :n_elements], weights["embedding"])
-    hidden = torch.cat([composition, inputs[..., n_elements:]], dim=-1)
-    hidden = torch.baddbmm(weights["bias1"], hidden, weights["weight1"]).relu()
-    hidden = torch.baddbmm(weights["bias2"], hidden, weights["weight2"]).relu()
+    hidden = torch.bmm(inputs, lifted(weights["embedding"]))
+    for i in "12":
+        hidden = torch.baddbmm(weights["bias" + i], hidden, weights["weight" + i]).relu()
     return torch.baddbmm(weights["bias3"], hidden, weights["weight3"])[..., 0]
 
 
-def loss_and_gradients(weights, gradients, inputs, targets, share):
-    """Loss of each network, (n_replicas, 1); writes its gradients into `gradients`.
+def lifted(embedding):
+    """Matrices that embed the mole fractions and pass on the other six inputs as they are.
 
-    By hand, because autograd's record of so small a network takes longer than its arithmetic; a test
-    holds it against autograd. inputs: (n_replicas, n, n_elements + 6). targets, and share of each row
-    in the loss: (n_replicas, n, 1). gradients: as weights; a name that it lacks is frozen.
+    (n_replicas, n_elements, 58) -> (n_replicas, n_elements + 6, 64).
     """
-    n_elements = weights["embedding"].shape[1]
-    composition = inputs[..., :n_elements]
-    embedded = torch.cat([torch.bmm(composition, weights["embedding"]), inputs[..., n_elements:]], dim=-1)
-    layers = [embedded]  # what each layer sees
-    for i in "12":
-        layers.append(torch.baddbmm(weights["bias" + i], layers[-1], weights["weight" + i]).relu_())
-    error = torch.baddbmm(weights["bias3"], layers[-1], weights["weight3"]) - targets
-    slope = error * share
-    loss = (slope * error).sum(1)
-    slope += slope  # of the loss by what a layer gives, (n_replicas, n, outputs)
-    for i, seen in zip("321", reversed(layers)):
-        torch.bmm(seen.mT, slope, out=gradients["weight" + i])
-        torch.sum(slope, 1, keepdim=True, out=gradients["bias" + i])
-        slope = torch.bmm(slope, weights["weight" + i].mT)
-        if i != "1":
-            slope = torch.ops.aten.threshold_backward(slope, seen, 0)  # zero where relu was
-    if "embedding" in gradients:
-        torch.bmm(composition.mT, slope[..., :EMBEDDING], out=gradients["embedding"])
-    return loss
+    passed = torch.eye(6, EMBEDDING + 6, device=embedding.device).roll(EMBEDDING, 1)
+    return torch.cat([pad(embedding, (0, 6)), passed.expand(len(embedding), -1, -1)], dim=1)
 
 
-def by_name(values, shapes):
-    """Views of values, (n_replicas, n_weights), as {name: (n_replicas, *shape)}; shapes: {name: shape}."""
-    parts = values.split([math.prod(shape) for shape in shapes.values()], dim=1)
-    return {name: part.view(-1, *shape) for part, (name, shape) in zip(parts, shapes.items())}
+def adam(rate):
+    """Steps of Adam (Kingma and Ba 2015) for `train`, by torch's own function.
+
+    torch.optim.Adam puts bookkeeping around it that takes as long as all else in a step of a network
+    this small, and loads torch's compiler, which takes a second.
+    """
+    constants = {"lr": rate, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0}
+
+    def step(values, gradients, moments, count):
+        means, squares = moments
+        torch_adam(
+            [values], [gradients], [means], [squares], [], [count],
+            fused=True, amsgrad=False, maximize=False, **constants,
+        )  # fmt: skip
+
+    return step
+
+
+def sgd(rate):
+    """Steps of stochastic gradient descent, likewise."""
+    return lambda values, gradients, moments, count: values.sub_(gradients, alpha=rate)
+
+
+def laid_out(tensors):
+    """The tensors of a dict as one flat tensor, and its parts by their names."""
+    flat = torch.cat([value.flatten() for value in tensors.values()])
+    parts = flat.split([value.numel() for value in tensors.values()])
+    return flat, {name: part.view_as(value) for part, (name, value) in zip(parts, tensors.items())}
+
+
+class Layer(NamedTuple):
+    """A linear layer of networks in training, with the views that its products take.
+
+    Shapes lead with (n_replicas, ...): weight (..., n_in, n_out), bias (..., 1, n_out), seen, which goes
+    in, and its slope (..., batch_size, n_in), given, which comes out, and its slope (..., n_out). A slope
+    is the loss's, by that tensor.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    weight_gradient: torch.Tensor
+    bias_gradient: torch.Tensor
+    seen: torch.Tensor
+    given: torch.Tensor
+    slope_of_seen: torch.Tensor
+    slope_of_given: torch.Tensor
+    weight_transposed: torch.Tensor
+    seen_transposed: torch.Tensor
+
+
+class Learners:
+    """Networks learning side by side: their weights, and memory for all that a step needs.
+
+    What surrounds the arithmetic of networks this small takes longer than the arithmetic. So the
+    backward pass is by hand (autograd keeps a record; a test holds it against autograd), the optimiser
+    takes all weights in one piece, a step takes no new memory and makes few views, and products go to
+    contiguous tensors (into others torch multiplies stacked matrices one by one, at a third of the speed).
+    """
+
+    def __init__(self, weights, optimiser, batch_size, frozen=(), moments=None, count=None):
+        """weights: {name: (n_replicas, ...)}. optimiser: from `adam` or `sgd`; moments, count: its state."""
+        self.optimiser, self.batch_size, self.frozen = optimiser, batch_size, frozen
+        self.values, learned = laid_out({name: weights[name] for name in weights if name not in frozen})
+        self.weights = weights | learned
+        zeros = {name: torch.zeros_like(value) for name, value in learned.items()}
+        self.flat_gradients, self.gradients = laid_out(zeros)
+        self.moments = [laid_out(one) for one in moments or (zeros, zeros)]
+        embedding = self.weights["embedding"]
+        self.count = embedding.new_zeros(()) if count is None else count  # of steps
+
+        n_replicas, n_elements = embedding.shape[:2]
+        self.lift = lifted(embedding)
+        self.embedding_in_lift = self.lift[:, :n_elements, :EMBEDDING]
+        tensors, slopes = (
+            [embedding.new_empty(n_replicas, batch_size, n) for n in (EMBEDDING + 6, HIDDEN, HIDDEN, 1)]
+            for _ in range(2)
+        )
+        self.layers = [
+            Layer(
+                self.weights[f"weight{i}"],
+                self.weights[f"bias{i}"],
+                self.gradients[f"weight{i}"],
+                self.gradients[f"bias{i}"],
+                *(tensors[i - 1], tensors[i], slopes[i - 1], slopes[i]),
+                self.weights[f"weight{i}"].mT,
+                tensors[i - 1].mT,
+            )
+            for i in (1, 2, 3)
+        ]
+        self.slope_of_embedded = slopes[0][..., :EMBEDDING]
+        self.loss = torch.zeros_like(tensors[3])  # by row of the batch, added up
+
+    def some(self, chosen):
+        """Learners that hold only the chosen replicas, (n_replicas,) of bool."""
+        weights, *moments = (
+            {name: value[chosen] for name, value in tensors.items()}
+            for tensors in (self.weights, *(parts for _, parts in self.moments))
+        )
+        return Learners(weights, self.optimiser, self.batch_size, self.frozen, moments, self.count)
+
+    def differentiate(self, inputs, targets, share):
+        """Gradients of each network's loss on a batch, into self.gradients; adds the loss to self.loss.
+
+        inputs: (n_replicas, batch_size, n_elements + 6). targets, and share of each row in the loss:
+        (n_replicas, batch_size, 1).
+        """
+        embedding_gradient = self.gradients.get("embedding")  # None: frozen
+        if embedding_gradient is not None:
+            self.embedding_in_lift.copy_(self.weights["embedding"])
+        first, _, last = self.layers
+        torch.bmm(inputs, self.lift, out=first.seen)
+        for layer in self.layers:
+            torch.baddbmm(layer.bias, layer.seen, layer.weight, out=layer.given)
+            if layer is not last:
+                layer.given.relu_()
+        error = last.given.sub_(targets)
+        slope = torch.mul(error, share, out=last.slope_of_given)
+        self.loss.addcmul_(error, slope)
+        slope += slope
+        for layer in reversed(self.layers):
+            torch.bmm(layer.seen_transposed, layer.slope_of_given, out=layer.weight_gradient)
+            torch.sum(layer.slope_of_given, 1, keepdim=True, out=layer.bias_gradient)
+            if layer is not first:
+                slope = torch.bmm(layer.slope_of_given, layer.weight_transposed, out=layer.slope_of_seen)
+                relu_backward(slope, layer.seen, 0, grad_input=slope)
+        if embedding_gradient is not None:
+            torch.bmm(first.slope_of_given, first.weight_transposed, out=first.slope_of_seen)
+            composition = inputs[..., : embedding_gradient.shape[1]]
+            torch.bmm(composition.mT, self.slope_of_embedded, out=embedding_gradient)
+
+    def step(self, inputs, targets, share):
+        """Learn from a batch, as `differentiate` takes it."""
+        self.differentiate(inputs, targets, share)
+        self.optimiser(self.values, self.flat_gradients, [flat for flat, _ in self.moments], self.count)
 
 
 def epoch_order(generator, n_rows):
@@ -166,7 +277,7 @@ def train(
     weights, generators: from `initial_weights`. frozen: names of weights that stay as they are.
     sets: standardised training sets [(inputs (n, n_inputs), targets (n,)), ...].
     set_of: number of the set that each replica learns, (n_replicas,).
-    optimiser: function from a list of tensors to a torch optimiser that works element by element.
+    optimiser: from `adam` or `sgd`.
     watch: sets as `sets`; the state with the least loss on them is kept, from the second epoch on,
     and a replica stops when `patience` epochs brought no better one. epochs: the most there may be.
     Without watch: epochs is the epoch whose state is kept, one number or one per replica.
@@ -199,7 +310,7 @@ def train(
     return kept, kept_epochs, losses
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def train_together(weights, generators, sets, set_of, optimiser, epochs, batch_size, watch, patience, frozen):
     """`train` for replicas with the same number of batches an epoch; the arguments are the same."""
     device = weights["embedding"].device
@@ -219,12 +330,7 @@ def train_together(weights, generators, sets, set_of, optimiser, epochs, batch_s
         watch_sizes = [len(watch[s][1]) for s in set_of]
         state["watch_share"] = padded([np.full(n, 1 / n) for n in watch_sizes]).to(device)
 
-    # All weights of a replica in one row, and the optimiser on that: one operation a step, not seven.
-    shapes = {name: value.shape[1:] for name, value in weights.items() if name not in frozen}
-    values = torch.cat([weights[name].flatten(1) for name in shapes], dim=1)
-    values.grad = torch.zeros_like(values)
-    weights, gradients = weights | by_name(values, shapes), by_name(values.grad, shapes)
-    step = optimiser([values])
+    learners = Learners(weights, optimiser, batch_size, frozen)
     kept = {name: value.clone() for name, value in weights.items()}
     kept_epochs = np.zeros(len(sizes), int) if watch is not None else np.array(epochs)
     least = np.full(len(sizes), np.inf)
@@ -238,18 +344,17 @@ def train_together(weights, generators, sets, set_of, optimiser, epochs, batch_s
             row[: sizes[replica]] = epoch_order(generators[replica], sizes[replica])
         order, which = order.to(device), state["set"][:, None]
         epoch_inputs, epoch_targets = inputs[which, order], targets[which, order]
-        epoch_loss = torch.zeros(len(held), 1, device=device)
         rows = (epoch_inputs, epoch_targets[..., None], state["share"][..., None])
         for batch in zip(*(part.split(batch_size, dim=1) for part in rows)):
-            epoch_loss += loss_and_gradients(weights, gradients, *batch)
-            step.step()
-        epoch_loss = epoch_loss[:, 0].cpu().numpy() / (n_rows // batch_size)
+            learners.step(*batch)
+        epoch_loss = learners.loss.sum((1, 2)).cpu().numpy() / (n_rows // batch_size)
+        learners.loss.zero_()
 
         if watch is None:
             watched = np.full(len(held), np.nan)
             keep, stop = epochs[held] == epoch, epochs[held] <= epoch
         else:
-            error = forward(weights, state["watch_inputs"]) - state["watch_targets"]
+            error = forward(learners.weights, state["watch_inputs"]) - state["watch_targets"]
             watched = (error**2 * state["watch_share"]).sum(1).cpu().numpy()
             keep = runs & (watched < least[held]) & (epoch > 1)
             least[held[keep]], kept_epochs[held[keep]] = watched[keep], epoch
@@ -257,21 +362,13 @@ def train_together(weights, generators, sets, set_of, optimiser, epochs, batch_s
         history += [(held[i], epoch, epoch_loss[i], watched[i]) for i in np.flatnonzero(runs)]
         if keep.any():
             for name, value in kept.items():
-                value[held[keep]] = weights[name][keep]
+                value[held[keep]] = learners.weights[name][keep]
         runs &= ~stop
         if not runs.any():
             break
         if runs.mean() < 0.75:  # worth the copying: take the stopped replicas out of the tensors
             held, state = held[runs], {name: value[runs] for name, value in state.items()}
-            fewer = values[runs]
-            fewer.grad = torch.zeros_like(fewer)
-            weights = {name: value[runs] for name, value in weights.items()} | by_name(fewer, shapes)
-            gradients, fewer_step = by_name(fewer.grad, shapes), optimiser([fewer])
-            fewer_step.state[fewer] = {
-                key: value[runs] if value is not None and value.shape == values.shape else value
-                for key, value in step.state[values].items()
-            }
-            values, step, runs = fewer, fewer_step, runs[runs]
+            learners, runs = learners.some(runs), runs[runs]
     bar.close()
     return kept, kept_epochs, history
 
