@@ -11,9 +11,15 @@ triplet, quadruplet, second-neighbour pair) holds each combination of elements, 
 --check and --fix hold the database against itself and the POSCARs instead: see check.py.
 """
 
+import multiprocessing
+import os
 import re
+import signal
+import sys
+import threading
 import warnings
-from itertools import combinations, product
+from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations, product, starmap
 
 import joblib
 import numpy as np
@@ -35,7 +41,9 @@ FIX = False  # True: the same, and write Database_fixed.csv, a copy with what th
 FIRST_SHELL = {"fcc": 12, "bcc": 8}  # atoms
 SECOND_SHELL = 6  # atoms, in both
 CHUNK = 64  # structures counted together: enough to make numpy's loops long, little memory
-PARALLEL_FROM = 1500  # structures; below, starting the workers takes longer than the counting
+# Forked workers need import nothing. START is how they start, PARALLEL_FROM the number of structures
+# below which the start takes longer than the counting.
+START, PARALLEL_FROM = ("fork", 200) if sys.platform == "linux" else ("spawn", 1500)
 DIGITS = 6  # lengths equal to 1e-6 angstrom are a tie, whatever a machine's rounding makes of them
 TIE = 1e-9  # angstrom per place in the list: settles it
 MIN_DISTANCE = 0.5  # angstrom; closer atoms stand on one site
@@ -250,6 +258,26 @@ def count_structures(paths, formulas, phase, system):
     return np.hstack(blocks), faults
 
 
+def start_worker():
+    """In a worker: leave Ctrl-C to the main process, and end when that one does, even if killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_main():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_main, daemon=True).start()
+
+
+def count_chunks(chunks, workers, start=START):
+    """What `count_structures` returns for each chunk of its arguments, in order, as they come."""
+    if workers == 1:
+        yield from starmap(count_structures, chunks)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context(start), start_worker) as pool:
+        yield from pool.map(count_structures, *zip(*chunks))
+
+
 def main():
     settings = common.read_settings(globals(), CHECK=common.true_or_false, FIX=common.true_or_false)
     if settings.CHECK or settings.FIX:
@@ -270,13 +298,12 @@ def main():
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
             chunks.append(([folder / name for name in part.structure], list(part.formula), phase, system))
-    workers = -1 if len(database) >= PARALLEL_FROM else 1
-    counted = joblib.Parallel(n_jobs=workers, return_as="generator")(
-        joblib.delayed(count_structures)(*chunk) for chunk in chunks
-    )
+    workers = 1
+    if len(database) >= PARALLEL_FROM:
+        workers = min(joblib.cpu_count(), len(chunks), 60)  # Windows allows 61
     results = []
     with tqdm(total=len(database), desc="structures", unit="") as bar:
-        for chunk, result in zip(chunks, counted):
+        for chunk, result in zip(chunks, count_chunks(chunks, workers)):
             results.append(result)
             bar.update(len(chunk[0]))
 

@@ -384,6 +384,22 @@ def test_killed_in_a_write(small_data, tmp_path, script, how):
             assert content in (whole[name], b"earlier")
 
 
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_end_with_the_main_process(tmp_path, sent, status):
+    """If they did not, its standard error, which they hold too, would never end."""
+    many_workers = "import structure_stat as s; s.joblib.cpu_count = lambda: 12; s.common.run(s.main)"
+    command = [sys.executable, "-c", many_workers, "--table-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    while not re.search(rb" [1-9]\d*/438", text := process.stderr.read1()):  # some are counted
+        assert text
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == status and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_runs_at_once(small_data, tmp_path):
     """Two runs of one script into one folder: both succeed, and each file is whole."""
     flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY]

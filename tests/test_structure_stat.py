@@ -1,5 +1,6 @@
 """Occupation probabilities: counts known by hand, invariances, the values of the method's tables."""
 
+import multiprocessing
 from itertools import combinations
 
 import numpy as np
@@ -183,3 +184,23 @@ def test_targets_are_those_of_the_database(study_tables):
         table = pd.read_csv(study_tables / f"{phase}_train.csv").set_index("structure")
         for column in common.TARGETS.values():
             assert (table[column] == database.loc[table.index, column]).all()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_count_the_same(start, tmp_path):
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system starts no process by {start}")
+    chunks = []
+    for seed, formula in enumerate(["Fe16Ni16", "Fe8Ni24", "Fe24Ni8"]):
+        path = tmp_path / formula
+        counts = Composition(formula).get_el_amt_dict()
+        alloy = random_alloy("fcc", {element: int(n) for element, n in counts.items()}, seed)
+        path.write_text(Poscar(alloy.get_sorted_structure()).get_str(significant_figures=12))
+        chunks.append(([path], [formula], "fcc", PAPER))
+    chunks.append(([tmp_path / "missing"], ["Fe"], "fcc", PAPER))
+    alone = list(structure_stat.count_chunks(chunks, 1))
+    spread = list(structure_stat.count_chunks(chunks, 2, start))
+    assert len(spread) == 4 and not np.array_equal(alone[0][0], alone[1][0])
+    for (one, faults), (other, other_faults) in zip(alone, spread):
+        np.testing.assert_array_equal(one, other)
+        assert faults == other_faults
