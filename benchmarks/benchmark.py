@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import joblib
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,14 +217,10 @@ def time_structures(settings, database, system, repeats):
     return rows
 
 
-def on_cores(chunks, jobs):
-    """As structure_stat.py spreads its chunks; the workers are started afresh."""
-    from joblib.externals.loky import get_reusable_executor
-
-    work = joblib.delayed(structure_stat.count_structures)
-    joblib.Parallel(n_jobs=jobs)(work(*chunk) for chunk in chunks)
-    if jobs > 1:
-        get_reusable_executor().shutdown(wait=True)
+def on_cores(chunks, workers):
+    """As structure_stat.py spreads its chunks."""
+    for _ in structure_stat.count_chunks(chunks, workers):
+        pass
 
 
 def compared(what, seconds, other, ratio=None):
@@ -331,14 +326,16 @@ def epoch_seconds(works, epochs, repeats):
 
 
 def product_share(data, replicas):
-    """Share of the training's time that matrix products take."""
+    """Share of an epoch's time that matrix products take."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU]) as found, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        seconds = timed(lambda: train_ours(data, replicas, 3))
-    inside = sum(event.cpu_time_total for event in found.key_averages() if event.key in PRODUCTS)
-    return inside / 1e6 / seconds
+    inside, seconds = [], []
+    for epochs in (1, 6):
+        with profile(activities=[ProfilerActivity.CPU]) as found, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            seconds.append(timed(lambda n=epochs: train_ours(data, replicas, n)))
+        inside.append(sum(event.cpu_time_total for event in found.key_averages() if event.key in PRODUCTS))
+    return np.diff(inside).item() / 1e6 / np.diff(seconds).item()
 
 
 def time_training(data, repeats, long):
@@ -354,7 +351,7 @@ def time_training(data, repeats, long):
     rows = [
         (
             "one network, epochs a second",
-            "plain DataLoader loop, same figures",
+            "plain `DataLoader` loop, same figures",
             f"{1 / least['ours']:.0f}",
             f"{1 / least['plain']:.0f}",
             f"{least['plain'] / least['ours']:.2f}",
@@ -365,20 +362,23 @@ def time_training(data, repeats, long):
     for device, numbers in devices:
         for replicas in numbers:
             works = {
-                "one": lambda n: train_ours(data, 1, n),
+                "one network on cpu": lambda n: train_ours(data, 1, n),
+                "plain `DataLoader` loop": lambda n: train_plainly(data, n),
                 "all": lambda n, r=replicas, d=device: train_ours(data, r, n, d),
             }
             least = epoch_seconds(works, 20 if replicas < 8 else 4 if replicas < 128 else 2, repeats)
             share = f", {product_share(data, replicas):.0%} in matrix products" if device == "cpu" else ""
-            rows.append(
+            several = least.pop("all") / replicas
+            rows += [
                 (
                     f"{replicas} networks on {device}, network-epochs a second{share}",
-                    "one network on cpu",
-                    f"{replicas / least['all']:.0f}",
-                    f"{1 / least['one']:.0f}",
-                    f"{replicas * least['one'] / least['all']:.2f}",
+                    beside,
+                    f"{1 / several:.0f}",
+                    f"{1 / seconds:.0f}",
+                    f"{seconds / several:.2f}",
                 )
-            )
+                for beside, seconds in least.items()
+            ]
     return rows
 
 
