@@ -56,7 +56,9 @@ def forward(weights, inputs):
     hidden = torch.bmm(inputs, lifted(weights["embedding"]))
     for i in "12":
         hidden = torch.baddbmm(weights["bias" + i], hidden, weights["weight" + i]).relu()
-    return torch.baddbmm(weights["bias3"], hidden, weights["weight3"])[..., 0]
+    # No product: torch adds up one matrix times a column in another order than several of them, and a
+    # replica is to find what it would alone, to the last bit.
+    return (hidden * weights["weight3"].mT).sum(2) + weights["bias3"][..., 0]
 
 
 def lifted(embedding):
@@ -64,7 +66,7 @@ def lifted(embedding):
 
     (n_replicas, n_elements, 58) -> (n_replicas, n_elements + 6, 64).
     """
-    passed = torch.eye(6, EMBEDDING + 6, device=embedding.device).roll(EMBEDDING, 1)
+    passed = torch.eye(6, EMBEDDING + 6, dtype=embedding.dtype, device=embedding.device).roll(EMBEDDING, 1)
     return torch.cat([pad(embedding, (0, 6)), passed.expand(len(embedding), -1, -1)], dim=1)
 
 
@@ -92,18 +94,23 @@ def sgd(rate):
 
 
 def laid_out(tensors):
-    """The tensors of a dict as one flat tensor, and its parts by their names."""
+    """The tensors of a dict as one flat tensor, and its parts by their names.
+
+    Zeros fill it up to a multiple of 64: the optimiser takes numbers in fours to sixteens, and what is
+    left over at the end it rounds in another way.
+    """
     flat = torch.cat([value.flatten() for value in tensors.values()])
-    parts = flat.split([value.numel() for value in tensors.values()])
+    sizes = [value.numel() for value in tensors.values()]
+    flat = pad(flat, (0, -len(flat) % 64))
+    parts = flat.split([*sizes, len(flat) - sum(sizes)])
     return flat, {name: part.view_as(value) for part, (name, value) in zip(parts, tensors.items())}
 
 
 class Layer(NamedTuple):
     """A linear layer of networks in training, with the views that its products take.
 
-    Shapes lead with (n_replicas, ...): weight (..., n_in, n_out), bias (..., 1, n_out), seen, which goes
-    in, and its slope (..., batch_size, n_in), given, which comes out, and its slope (..., n_out). A slope
-    is the loss's, by that tensor.
+    Shapes: weight (n_replicas, n_in, n_out), bias (n_replicas, 1, n_out), seen, which goes in, and the
+    slope of the loss by it (n_replicas, batch_size, n_in), given, which comes out, (..., n_out).
     """
 
     weight: torch.Tensor
@@ -113,7 +120,6 @@ class Layer(NamedTuple):
     seen: torch.Tensor
     given: torch.Tensor
     slope_of_seen: torch.Tensor
-    slope_of_given: torch.Tensor
     weight_transposed: torch.Tensor
     seen_transposed: torch.Tensor
 
@@ -145,18 +151,22 @@ class Learners:
             [embedding.new_empty(n_replicas, batch_size, n) for n in (EMBEDDING + 6, HIDDEN, HIDDEN, 1)]
             for _ in range(2)
         )
+        self.slope = slopes[3]
         self.layers = [
             Layer(
                 self.weights[f"weight{i}"],
                 self.weights[f"bias{i}"],
                 self.gradients[f"weight{i}"],
                 self.gradients[f"bias{i}"],
-                *(tensors[i - 1], tensors[i], slopes[i - 1], slopes[i]),
+                tensors[i - 1],
+                tensors[i],
+                slopes[i - 1],
                 self.weights[f"weight{i}"].mT,
                 tensors[i - 1].mT,
             )
             for i in (1, 2, 3)
         ]
+        self.terms = torch.empty_like(tensors[2])
         self.slope_of_embedded = slopes[0][..., :EMBEDDING]
         self.loss = torch.zeros_like(tensors[3])  # by row of the batch, added up
 
@@ -177,24 +187,27 @@ class Learners:
         embedding_gradient = self.gradients.get("embedding")  # None: frozen
         if embedding_gradient is not None:
             self.embedding_in_lift.copy_(self.weights["embedding"])
-        first, _, last = self.layers
+        first, second, last = self.layers
         torch.bmm(inputs, self.lift, out=first.seen)
-        for layer in self.layers:
-            torch.baddbmm(layer.bias, layer.seen, layer.weight, out=layer.given)
-            if layer is not last:
-                layer.given.relu_()
-        error = last.given.sub_(targets)
-        slope = torch.mul(error, share, out=last.slope_of_given)
+        for layer in (first, second):
+            torch.baddbmm(layer.bias, layer.seen, layer.weight, out=layer.given).relu_()
+        # The last layer has one column, and no products: see `forward`.
+        torch.mul(last.seen, last.weight_transposed, out=self.terms)
+        error = torch.sum(self.terms, 2, keepdim=True, out=last.given).add_(last.bias).sub_(targets)
+        slope = torch.mul(error, share, out=self.slope)
         self.loss.addcmul_(error, slope)
         slope += slope
-        for layer in reversed(self.layers):
-            torch.bmm(layer.seen_transposed, layer.slope_of_given, out=layer.weight_gradient)
-            torch.sum(layer.slope_of_given, 1, keepdim=True, out=layer.bias_gradient)
-            if layer is not first:
-                slope = torch.bmm(layer.slope_of_given, layer.weight_transposed, out=layer.slope_of_seen)
-                relu_backward(slope, layer.seen, 0, grad_input=slope)
+        torch.mul(last.seen, slope, out=self.terms)
+        torch.sum(self.terms, 1, keepdim=True, out=last.weight_gradient.mT)
+        torch.sum(slope, 1, keepdim=True, out=last.bias_gradient)
+        slope = torch.mul(slope, last.weight_transposed, out=last.slope_of_seen)
+        for layer in (second, first):
+            relu_backward(slope, layer.given, 0, grad_input=slope)
+            torch.bmm(layer.seen_transposed, slope, out=layer.weight_gradient)
+            torch.sum(slope, 1, keepdim=True, out=layer.bias_gradient)
+            if layer is second or embedding_gradient is not None:
+                slope = torch.bmm(slope, layer.weight_transposed, out=layer.slope_of_seen)
         if embedding_gradient is not None:
-            torch.bmm(first.slope_of_given, first.weight_transposed, out=first.slope_of_seen)
             composition = inputs[..., : embedding_gradient.shape[1]]
             torch.bmm(composition.mT, self.slope_of_embedded, out=embedding_gradient)
 

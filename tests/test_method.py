@@ -183,10 +183,11 @@ def test_replicas_equal_plain_runs():
 def test_gradients_against_autograd(frozen):
     """Of two batches one after the other, the memory of the first used again."""
     weights, _ = networks.initial_weights([0, 1, 2], 6)
+    weights = {name: value.double() for name, value in weights.items()}
     learners = networks.Learners(weights, networks.sgd(0.1), 16, frozen)
     for seed in (0, 1):
         torch.manual_seed(seed)
-        inputs, targets, share = torch.randn(3, 16, 12), torch.randn(3, 16, 1), torch.rand(3, 16, 1)
+        inputs, targets, share = (torch.rand(3, 16, n).double() - 0.5 for n in (12, 1, 1))
         leaves = {name: value.clone().requires_grad_() for name, value in learners.weights.items()}
         expected = (plain_forward(leaves, inputs) - targets) ** 2 * share
         expected.sum().backward()
