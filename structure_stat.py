@@ -19,6 +19,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from itertools import combinations, product, starmap
 
 import joblib
@@ -40,7 +41,7 @@ FIX = False  # True: the same, and write Database_fixed.csv, a copy with what th
 
 FIRST_SHELL = {"fcc": 12, "bcc": 8}  # atoms
 SECOND_SHELL = 6  # atoms, in both
-CHUNK = 64  # structures counted together: enough to make numpy's loops long, little memory
+CHUNK = 16  # structures counted together: many make numpy's loops long, few stay in the processor's cache
 # Forked workers need import nothing. START is how they start, PARALLEL_FROM the number of structures
 # below which the start takes longer than the counting.
 START, PARALLEL_FROM = ("fork", 200) if sys.platform == "linux" else ("spawn", 1500)
@@ -142,6 +143,7 @@ def cluster_sites(sites, members):
     return np.concatenate([np.broadcast_to(atom, (n_atoms, per_atom, 1)), sites[atom, ranks]], axis=2)
 
 
+@cache
 def column_of(system, block):
     """Lookup table: element numbers of a cluster, in any order -> its column in the block, or -1."""
     size = BLOCKS[block][1]
@@ -207,11 +209,12 @@ def prepared(text):
 def read_structure(path, formula, elements):
     """As `read_poscar`; InputError too if it holds not what formula and elements say."""
     structure = read_poscar(path)
-    foreign = {str(element) for element in structure.composition} - set(elements)
+    composition = structure.composition
+    foreign = {str(element) for element in composition} - set(elements)
     if foreign:
         raise InputError(f"{path.name} (holds {', '.join(sorted(foreign))})")
-    if not same_alloy(structure.composition, formula):
-        raise InputError(f"{path.name} (holds {structure.composition.formula})")
+    if not same_alloy(composition, formula):
+        raise InputError(f"{path.name} (holds {composition.formula})")
     return structure
 
 
@@ -239,7 +242,7 @@ def count_structures(paths, formulas, phase, system):
         except InputError as error:
             faults.append(f"{path.name} ({error})")
             continue
-        species.append([system.elements.index(str(element)) for element in structure.species])
+        species.append([system.elements.index(site.specie.symbol) for site in structure])
         sites.append(site + offset)
         vectors.append(vector)
         offset += len(structure)
