@@ -71,7 +71,7 @@ def test_one_network_against_a_plain_loop(data):
         epochs=8,
         repeats=3,
     )
-    assert least["ours"] / least["other"] < SLACK / 4
+    assert least["ours"] / least["other"] < SLACK / 5
 
 
 def test_replicas_against_one_network(data):
@@ -79,7 +79,7 @@ def test_replicas_against_one_network(data):
     rows = benchmark.training_data(database, system)
     works = {r: lambda n, r=r: benchmark.train_ours(rows, r, n) for r in (1, 32)}
     least = benchmark.epoch_seconds(works, epochs=3, repeats=3)
-    assert 32 * least[1] / least[32] > 3.7 / SLACK
+    assert 32 * least[1] / least[32] > 4.5 / SLACK
 
 
 def test_plain_loop_has_the_same_figures(data):
