@@ -176,7 +176,7 @@ class Learners:
             {name: value[chosen] for name, value in tensors.items()}
             for tensors in (self.weights, *(parts for _, parts in self.moments))
         )
-        return Learners(weights, self.optimiser, self.batch_size, self.frozen, moments, self.count)
+        return Learners(weights, self.optimiser, self.batch_size, self.frozen, moments, self.count.clone())
 
     def differentiate(self, inputs, targets, share):
         """Gradients of each network's loss on a batch, into self.gradients; adds the loss to self.loss.

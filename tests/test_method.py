@@ -231,6 +231,24 @@ def test_adam_is_torchs():
         torch.testing.assert_close(learners.weights[name], value.detach(), atol=1e-5, rtol=0)
 
 
+def test_adam_rounds_a_replica_as_alone():
+    """To the last bit, wherever its weights lie in the flat tensor."""
+    weights, _ = networks.initial_weights([0, 1, 2], 6)
+    parts = [weights, *({name: value[i : i + 1] for name, value in weights.items()} for i in range(3))]
+    together, *alone = (networks.Learners(part, networks.adam(0.01), 16) for part in parts)
+    torch.manual_seed(0)
+    for _ in range(50):
+        for name, gradient in together.gradients.items():
+            gradient.normal_()
+            for i, learners in enumerate(alone):
+                learners.gradients[name].copy_(gradient[i : i + 1])
+        for learners in (together, *alone):
+            flat = [moment for moment, _ in learners.moments]
+            learners.optimiser(learners.values, learners.flat_gradients, flat, learners.count)
+    for name, value in together.weights.items():
+        assert torch.equal(value, torch.cat([learners.weights[name] for learners in alone]))
+
+
 def test_kept_state_is_the_watched_best():
     """Each replica keeps the state of least watched loss from the second epoch on, and then stops.
 
