@@ -1,16 +1,17 @@
 """Hold a database against itself and its POSCARs, before anyone trains on it.
 
-    python structure_stat.py --check
-    python structure_stat.py --fix
+    python check.py
+    python check.py --fix
 
 Reads Database.csv and POSCARS/ in DATA_DIR. Prints what disagrees, and writes it to TABLE_DIR as
 Database_findings.csv. --fix also writes Database_fixed.csv, a copy with the corrections that the
 data settle themselves, and Database_fixes.csv, what was changed and why; never the original.
 
-The columns that only the checks read may be absent: what needs them is then left out, and said so.
+Columns of numbers may be absent, but for one target: what needs them is left out, and said so.
 A finding is no verdict: an alloy far from its neighbours may simply have another magnetic order.
 """
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,17 @@ from pymatgen.core import Composition
 
 import common
 import generate
+import settings
 import structure_stat
-from common import BLOCKS, TARGETS, InputError
+from common import BLOCKS, PHASES, TARGETS
 
-ENERGY, MOMENT = TARGETS["Ef"], TARGETS["Ms"]
+# ---- settings ------------------------------------------------------------------------------------
+DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
+TABLE_DIR = None  # folder for what this script writes; None: DATA_DIR
+FIX = False  # also write a corrected copy, and what was changed in it
+# --------------------------------------------------------------------------------------------------
+
+ENERGY, MOMENT = TARGETS["Ef"].column, TARGETS["Ms"].column
 TOTAL, CELL_TOTAL = "Etot (eV/atom)", "Etot (eV)"
 CELL_MOMENT, MASS_MOMENT = "mb (mub/cell)", "Ms (emu/g)"
 VOLUME = "V0 (A3/atom)"
@@ -34,7 +42,7 @@ MOMENT_SHARE = 0.001  # ... and this part of the value, for other values of the 
 VOLUME_TOLERANCE = 0.005  # of the volume
 FAR = 5.0  # robust standard deviations from the cluster expansion of the others
 MIN_ROWS = 20  # of a phase, for that expansion
-CLUSTERS = "points pairs triplets"  # of that expansion
+EXPANSION = ("points", "pairs", "triplets")  # what it is fitted to
 
 
 class Finding(NamedTuple):
@@ -46,13 +54,10 @@ class Finding(NamedTuple):
     against: str
     other: object
 
-    @property
-    def ratio(self):
-        numbers = isinstance(self.value, float) and isinstance(self.other, float)
-        return self.value / self.other if numbers and self.other else np.nan
-
 
 class Fix(NamedTuple):
+    """A value, and what it should be."""
+
     structure: str
     column: str
     was: float
@@ -60,65 +65,62 @@ class Fix(NamedTuple):
     because: str
 
 
-def read(settings):
-    """The database with all columns that the checks know: (frame, POSCARs by name, findings, System).
+def read_database(data_dir, targets, elements, excluded_pairs):
+    """The database with all columns that the checks know: (frame, System).
 
-    Columns that are absent are so in the frame too; what is no number is nan. Added to it: n_atoms,
-    volume (angstrom^3/atom) of the POSCAR, and molar_mass (g/mol of atoms) of the name.
+    Columns that are absent are so in the frame too; what is no number is nan, but for targets, which
+    must be numbers. Added to it: molar_mass, in g/mol of atoms.
     """
-    frame, system = common.read_database(settings)
-    path = settings.DATA_DIR / "Database.csv"
-    whole = common.read_table(path, ["structures"])
-    whole = whole[whole.phase.isin(common.PHASES)]
+    frame, system = common.read_database(data_dir, targets, elements, excluded_pairs)
+    whole = common.read_table(data_dir / "Database.csv", ["structures", "phase"])
+    whole = whole[whole.phase.isin(PHASES)]
     whole = whole.set_index(whole.structures.astype(str)).loc[frame.structure]
-    for column in (TOTAL, CELL_TOTAL, CELL_MOMENT, MASS_MOMENT, VOLUME):
+    for column in (ENERGY, MOMENT, TOTAL, CELL_TOTAL, CELL_MOMENT, MASS_MOMENT, VOLUME):
         if column not in whole:
             print(f"no column '{column}': what needs it is left out")
-            continue
-        values = pd.to_numeric(whole[column], errors="coerce").astype(float)
-        values = values.where(values.abs() < common.LARGEST)
-        if values.isna().any():
-            print(f"column '{column}': no number in {values.isna().sum()} rows, which are left out there")
-        frame[column] = values.to_numpy()
-    structures, findings = {}, []
-    for name in frame.structure:
-        try:
-            structures[name] = structure_stat.read_poscar(settings.DATA_DIR / "POSCARS" / name)
-        except InputError as error:
-            findings.append(Finding(name, "structures", name, "POSCAR", str(error)))
-    of = [structures.get(name) for name in frame.structure]
-    frame["n_atoms"] = [len(one) if one else np.nan for one in of]
-    frame["volume"] = [one.volume / len(one) if one else np.nan for one in of]
+        elif column not in frame:
+            values = pd.to_numeric(whole[column], errors="coerce").astype(float)
+            values = values.where(values.abs() < common.LARGEST)
+            if values.isna().any():
+                print(f"column '{column}': no number in {values.isna().sum()} rows, which are left out there")
+            frame[column] = values.to_numpy()
     compositions = [Composition(formula) for formula in frame.formula]
     frame["molar_mass"] = [float(one.weight) / one.num_atoms for one in compositions]
-    return frame, structures, findings, system
+    return frame, system
 
 
-def pairs_of(frame, column, values, against, others, apart):
-    """Findings of the rows where `apart` is true; values and others: (n_rows,)."""
-    return [
-        Finding(frame.structure[row], column, float(values[row]), against, float(others[row]))
-        for row in np.flatnonzero(apart)
-    ]
+def read_structures(folder, frame, system):
+    """What the POSCARs in a folder hold: (frame, occupation, findings).
+
+    Added to the frame: n_atoms, and volume in angstrom^3/atom. occupation: (n_rows, n_columns), of the
+    clusters of EXPANSION. nan where there is no whole POSCAR; occupation also where it is of another
+    alloy than the structure's name says, or its atoms are on no lattice.
+    """
+    columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
+    wanted = [columns.index(column) for column in generate.ce_columns(system, EXPANSION)]
+    n_atoms, volume = np.full((2, len(frame)), np.nan)
+    occupation, findings = np.full((len(frame), len(wanted)), np.nan), []
+    for row, (name, formula, phase) in enumerate(zip(frame.structure, frame.formula, frame.phase)):
+        with suppress(settings.InputError):
+            structure = structure_stat.read_poscar(folder / name)
+            n_atoms[row], volume[row] = len(structure), structure.volume / len(structure)
+        values, faults = structure_stat.count_structures([folder / name], [formula], phase, system)
+        findings += [Finding(name, "structures", formula, "POSCAR", fault) for fault in faults]
+        if not faults:
+            occupation[row] = values[0, wanted]
+    return frame.assign(n_atoms=n_atoms, volume=volume), occupation, findings
 
 
-def check_composition(frame, structures):
-    """The POSCAR's composition against the formula in the structure's name."""
-    return [
-        Finding(name, "structures", formula, "POSCAR", structures[name].composition.formula)
-        for name, formula in zip(frame.structure, frame.formula)
-        if name in structures and not structure_stat.same_alloy(structures[name].composition, formula)
-    ]
+def findings_of(frame, column, against, others, apart):
+    """Findings of the rows where `apart` is true; others: what the column should hold, (n_rows,)."""
+    rows = zip(frame.structure[apart], frame[column][apart], others[apart])
+    return [Finding(name, column, value, against, other) for name, value, other in rows]
 
 
-def moments(frame):
-    """The magnetisation by each column that there is, in mub/atom: {column: (n_rows,)}."""
-    found = {MOMENT: frame[MOMENT].to_numpy()}
-    if CELL_MOMENT in frame:
-        found[CELL_MOMENT] = (frame[CELL_MOMENT] / frame.n_atoms).to_numpy()
-    if MASS_MOMENT in frame:
-        found[MASS_MOMENT] = (frame[MASS_MOMENT] * frame.molar_mass / EMU).to_numpy()
-    return found
+def fixes_of(frame, column, now, because, where):
+    """Corrections of the rows where `where` is true; now: (n_rows,)."""
+    rows = zip(frame.structure[where], frame[column][where], now[where])
+    return [Fix(name, column, was, value, because) for name, was, value in rows]
 
 
 def differ(first, second):
@@ -128,26 +130,22 @@ def differ(first, second):
 
 def check_magnetisation(frame):
     """Ms (mub/atom) against the two other units; where all three are there, who stands alone."""
-    found, findings, fixes = moments(frame), [], []
+    if MOMENT not in frame:
+        return [], []
+    factors = {MOMENT: 1.0, CELL_MOMENT: frame.n_atoms, MASS_MOMENT: EMU / frame.molar_mass}
+    found = {column: frame[column] / factor for column, factor in factors.items() if column in frame}
+    findings, fixes = [], []
     for column in list(found)[1:]:
-        against = f"{column} in mub/atom"
         apart = differ(found[MOMENT], found[column])
-        findings += pairs_of(frame, MOMENT, found[MOMENT], against, found[column], apart)
-    if len(found) < 3:
-        return findings, fixes
+        findings += findings_of(frame, MOMENT, f"{column} in mub/atom", found[column], apart)
     # Two columns that agree settle the third, which is made from them anew in its own unit.
-    factor = {MOMENT: 1, CELL_MOMENT: frame.n_atoms, MASS_MOMENT: EMU / frame.molar_mass}
-    for column in found:
+    for column, factor in factors.items() if len(found) == 3 else ():
         first, second = (other for other in found if other != column)
         alone = differ(found[column], found[first]) & differ(found[column], found[second])
         alone &= np.abs(found[first] - found[second]) <= MOMENT_TOLERANCE
         source = CELL_MOMENT if column != CELL_MOMENT else MOMENT
-        now = found[source] * factor[column]
         because = f"{first} and {second} agree with each other"
-        fixes += [
-            Fix(frame.structure[row], column, frame[column][row], now[row], because)
-            for row in np.flatnonzero(alone)
-        ]
+        fixes += fixes_of(frame, column, found[source] * factor, because, alone)
     return findings, fixes
 
 
@@ -158,7 +156,7 @@ def check_energy(frame, system):
     """
     from scipy.optimize import least_squares
 
-    if TOTAL not in frame:
+    if TOTAL not in frame or ENERGY not in frame:
         return [], None
     fractions = common.mole_fractions(frame.formula, system.elements)  # (n_rows, n_elements)
     reference = (frame[TOTAL] - frame[ENERGY]).to_numpy()  # per atom, of the row's elements
@@ -166,71 +164,50 @@ def check_energy(frame, system):
     if known.sum() <= 2 * len(system.elements):
         print("too few rows to fit the elements' reference energies: left out")
         return [], None
-    start = np.full(len(system.elements), np.median(reference[known]))
-    fitted = least_squares(
-        lambda energies: fractions[known] @ energies - reference[known],
-        start,
-        loss="soft_l1",
-        f_scale=ENERGY_TOLERANCE,
-    ).x
-    expected = frame[TOTAL].to_numpy() - fractions @ fitted
-    error = np.abs(frame[ENERGY].to_numpy() - expected)
-    if np.median(error[known]) > ENERGY_TOLERANCE:
+    inputs, sums = fractions[known], reference[known]
+    start = np.full(len(system.elements), np.median(sums))
+    fit = least_squares(lambda x: inputs @ x - sums, start, loss="soft_l1", f_scale=ENERGY_TOLERANCE)
+    expected = frame[TOTAL] - fractions @ fit.x
+    error = (frame[ENERGY] - expected).abs()
+    if error.median() > ENERGY_TOLERANCE:
         print(f"'{TOTAL}' less '{ENERGY}' is no sum over the elements in most rows: left out")
         return [], None
     against = f"{TOTAL} less references"
-    findings = pairs_of(frame, ENERGY, frame[ENERGY], against, expected, error > ENERGY_TOLERANCE)
-    return findings, expected
+    return findings_of(frame, ENERGY, against, expected, error > ENERGY_TOLERANCE), expected
 
 
 def check_cell_energy(frame):
-    """Total energy of the cell against that per atom: (findings, rows where both agree or None)."""
+    """Total energy per atom against that of the cell: (findings, rows where both agree or None)."""
     if TOTAL not in frame or CELL_TOTAL not in frame:
         return [], None
-    per_atom = (frame[CELL_TOTAL] / frame.n_atoms).to_numpy()
-    apart = np.abs(frame[TOTAL] - per_atom) > ENERGY_TOLERANCE
-    agree = np.abs(frame[TOTAL] - per_atom) <= ENERGY_TOLERANCE
-    return pairs_of(frame, TOTAL, frame[TOTAL], f"{CELL_TOTAL} per atom", per_atom, apart), agree
+    per_atom = frame[CELL_TOTAL] / frame.n_atoms
+    error = (frame[TOTAL] - per_atom).abs()
+    findings = findings_of(frame, TOTAL, f"{CELL_TOTAL} per atom", per_atom, error > ENERGY_TOLERANCE)
+    return findings, error <= ENERGY_TOLERANCE
 
 
 def check_volume(frame):
     """Volume against the POSCAR's; two phases of one alloy that hold each other's are exchanged."""
     if VOLUME not in frame:
         return [], []
-    findings, fixes = [], []
-    given, found = frame[VOLUME], frame.volume
-    apart = np.abs(given / found - 1) > VOLUME_TOLERANCE
-    findings += pairs_of(frame, VOLUME, given, "POSCAR", found, apart)
+    apart, fixes = (frame[VOLUME] / frame.volume - 1).abs() > VOLUME_TOLERANCE, []
     for _, rows in frame[apart].groupby("formula"):
-        if len(rows) == 2:
-            exchanged = rows[VOLUME].to_numpy()[::-1]
-            if np.all(np.abs(exchanged / rows.volume - 1) <= VOLUME_TOLERANCE):
-                because = "exchanged with the other phase, both are the POSCARs'"
-                fixes += [
-                    Fix(name, VOLUME, was, now, because)
-                    for name, was, now in zip(rows.structure, rows[VOLUME], exchanged)
-                ]
-    return findings, fixes
+        exchanged = rows[VOLUME][::-1].set_axis(rows.index)
+        if len(rows) == 2 and ((exchanged / rows.volume - 1).abs() <= VOLUME_TOLERANCE).all():
+            because = "exchanged with the other phase, both are the POSCARs'"
+            fixes += fixes_of(rows, VOLUME, exchanged, because, rows.index)
+    return findings_of(frame, VOLUME, "POSCAR", frame.volume, apart), fixes
 
 
-def check_repeats(frame, system):
-    """One composition and phase in two rows: their formation energies beside each other."""
+def check_repeats(frame, column, system):
+    """One composition and phase in two rows: their values in a column beside each other."""
     fractions = common.mole_fractions(frame.formula, system.elements).round(6)
-    keys = list(zip(frame.phase, map(tuple, fractions)))
-    first, findings = {}, []
-    for row, key in enumerate(keys):
-        if key in first:
-            earlier = first[key]
-            findings.append(
-                Finding(
-                    frame.structure[row],
-                    ENERGY,
-                    float(frame[ENERGY][row]),
-                    f"the same alloy, {frame.structure[earlier]}",
-                    float(frame[ENERGY][earlier]),
-                )
-            )
-        first.setdefault(key, row)
+    values, first, findings = frame[column], {}, []
+    for row, alloy in enumerate(zip(frame.phase, map(tuple, fractions))):
+        earlier = first.setdefault(alloy, row)
+        if earlier != row:
+            against = f"the same alloy, {frame.structure[earlier]}"
+            findings.append(Finding(frame.structure[row], column, values[row], against, values[earlier]))
     return findings
 
 
@@ -248,106 +225,96 @@ def leave_one_out(inputs, targets, alpha):
     return targets - residual / (1 - leverage), leverage
 
 
-def check_expansion(settings, frame, structures, system):
-    """Each target against the cluster expansion of the phase's other rows: (findings, {ENERGY: (n,)}).
+def check_expansion(frame, occupation, targets):
+    """Each target against the cluster expansion of the phase's other rows: (findings, predicted).
 
-    A row is far if its residual, over the median of all, is more than FAR robust deviations, each
-    scaled by its leverage: an alloy at the rim is expected to be further off.
+    predicted: a frame with the targets' columns, nan where there is no expansion. A row is far if its
+    residual, over the median of all, is more than FAR robust deviations, each scaled by its leverage:
+    an alloy at the rim is expected to be further off.
     """
-    findings, predicted = [], {column: np.full(len(frame), np.nan) for column in TARGETS.values()}
-    columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
-    wanted = [columns.index(column) for column in generate.ce_columns(system, CLUSTERS)]
-    floor = {ENERGY: ENERGY_TOLERANCE, MOMENT: MOMENT_TOLERANCE}
+    columns = [TARGETS[target].column for target in targets]
+    findings, predicted = [], pd.DataFrame(np.nan, frame.index, columns)
+    least = {ENERGY: ENERGY_TOLERANCE, MOMENT: MOMENT_TOLERANCE}  # of the deviations
     for phase in common.phases_of(frame):
-        rows, blocks = [], []
-        for row in np.flatnonzero(frame.phase == phase):
-            name, formula = frame.structure[row], frame.formula[row]
-            path = settings.DATA_DIR / "POSCARS" / name
-            if name in structures:
-                values, faults = structure_stat.count_structures([path], [formula], phase, system)
-                if faults and structure_stat.same_alloy(structures[name].composition, formula):
-                    findings.append(Finding(name, "structures", name, "POSCAR", faults[0]))
-                if not faults:
-                    rows.append(row)
-                    blocks.append(values[0, wanted])
+        rows = np.flatnonzero((frame.phase == phase) & np.isfinite(occupation).all(1))
         if len(rows) < MIN_ROWS:
             print(f"{phase}: {len(rows)} rows are too few for a cluster expansion of the others: left out")
             continue
-        for target, column in TARGETS.items():
+        for target, column in zip(targets, columns):
             values = frame[column].to_numpy()[rows]
-            others, leverage = leave_one_out(np.array(blocks), values, generate.DEFAULT_ALPHA[target])
-            predicted[column][rows] = others
+            others, leverage = leave_one_out(occupation[rows], values, TARGETS[target].alpha)
+            predicted.loc[rows, column] = others
             residual = (values - others) * np.sqrt(np.clip(1 - leverage, 0, 1))
-            centred = residual - np.median(residual)
-            deviation = max(1.4826 * np.median(np.abs(centred)), floor[column])
-            far = np.zeros(len(frame), bool)
-            far[np.array(rows)[np.abs(centred) > FAR * deviation]] = True
-            against = "cluster expansion of the others"
-            findings += pairs_of(frame, column, frame[column], against, predicted[column], far)
+            off = np.abs(residual - np.median(residual))
+            deviation = max(1.4826 * np.median(off), least.get(column, 0.0))
+            far = rows[off > FAR * deviation]
+            findings += findings_of(frame, column, "cluster expansion of the others", predicted[column], far)
     return findings, predicted
 
 
-def settled_energies(frame, findings, expected, agree, predicted):
+def settled_energies(frame, far, expected, agree, predicted):
     """Corrections of Eform: Etot stands twice, and the cluster expansion of the others sides with it.
 
-    That is where the recorded value is far from the expansion, and the corrected one less than half
-    as far.
+    That is where the recorded value is far from the expansion, the corrected one less than half as far.
     """
     if expected is None or agree is None:
         return []
-    named = {finding.structure for finding in findings if finding.column == ENERGY}
-    off = np.abs(frame[ENERGY] - expected) > ENERGY_TOLERANCE
-    nearer = np.abs(expected - predicted) < np.abs(frame[ENERGY] - predicted) / 2
+    named = {finding.structure for finding in far if finding.column == ENERGY}
+    off = (frame[ENERGY] - expected).abs() > ENERGY_TOLERANCE
+    nearer = (expected - predicted[ENERGY]).abs() < (frame[ENERGY] - predicted[ENERGY]).abs() / 2
     because = f"{TOTAL} and {CELL_TOTAL} agree, and the cluster expansion of the others sides with them"
-    return [
-        Fix(frame.structure[row], ENERGY, frame[ENERGY][row], expected[row], because)
-        for row in np.flatnonzero(off & agree & nearer)
-        if frame.structure[row] in named
-    ]
+    where = frame.structure.isin(named) & off & agree & nearer
+    return fixes_of(frame, ENERGY, expected, because, where)
 
 
-def write_fixed(settings, fixes):
-    """Database_fixed.csv: the original, cell by cell as text, with the corrections in it."""
-    path = settings.DATA_DIR / "Database.csv"
-    try:
-        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise InputError(f"{path}: cannot be copied cell by cell ({error})") from None
-    header = list(cells.iloc[0])
-    names = cells[header.index("structures")]
-    for fix in fixes:
-        was = cells.loc[names == fix.structure, header.index(fix.column)]
-        decimals = max(len(text.partition(".")[2]) for text in was)
-        cells.loc[was.index, header.index(fix.column)] = f"{fix.now:.{max(decimals, 4)}f}"
-    out = settings.TABLE_DIR / "Database_fixed.csv"
-    with common.whole_file(out) as temporary:
-        cells.to_csv(temporary, index=False, header=False, lineterminator="\n")
-    log = settings.TABLE_DIR / "Database_fixes.csv"
-    common.write_csv(pd.DataFrame(fixes, columns=Fix._fields), log)
-    print(f"\n{len(fixes)} corrections in {out}; what and why in {log}")
-    if fixes:
-        print(pd.DataFrame(fixes).to_string(index=False, float_format="{:.5g}".format))
-
-
-def run(settings):
-    """All checks, on the settings of structure_stat.py; with FIX, the corrected copy too."""
-    frame, structures, findings, system = read(settings)
-    common.output_folder(settings.TABLE_DIR)
-    findings += check_composition(frame, structures)
+def check(frame, occupation, targets, system):
+    """All checks of the frame and the occupation of `read_structures`: (findings, corrections)."""
     magnetic, fixes = check_magnetisation(frame)
     energetic, expected = check_energy(frame, system)
     of_cell, agree = check_cell_energy(frame)
     of_volume, exchanged = check_volume(frame)
-    far, predicted = check_expansion(settings, frame, structures, system)
-    findings += magnetic + energetic + of_cell + of_volume + check_repeats(frame, system) + far
-    fixes += exchanged + settled_energies(frame, far, expected, agree, predicted[ENERGY])
+    repeats = check_repeats(frame, TARGETS[targets[0]].column, system)
+    far, predicted = check_expansion(frame, occupation, targets)
+    settled = settled_energies(frame, far, expected, agree, predicted)
+    return magnetic + energetic + of_cell + of_volume + repeats + far, fixes + exchanged + settled
 
-    rows = [(f.structure, f.column, f.value, f.against, f.other, f.ratio) for f in findings]
-    table = pd.DataFrame(rows, columns=["structure", "column", "value", "against", "other value", "ratio"])
-    path = settings.TABLE_DIR / "Database_findings.csv"
-    common.write_csv(table, path)
-    if len(table):
-        print(table.to_string(index=False, na_rep="", float_format="{:.5g}".format))
-    print(f"{len(frame)} structures, {len(findings)} findings, in {path}")
-    if settings.FIX:
-        write_fixed(settings, fixes)
+
+def with_fixes(path, fixes):
+    """The cells of a CSV file as text, its header among them, with the corrections in it: a frame."""
+    cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
+    header = list(cells.iloc[0])
+    for fix in fixes:
+        rows, column = cells[header.index("structures")] == fix.structure, header.index(fix.column)
+        decimals = max(len(text.partition(".")[2]) for text in cells.loc[rows, column])
+        cells.loc[rows, column] = f"{fix.now:.{max(decimals, 4)}f}"
+    return cells
+
+
+def main():
+    chosen = settings.read(globals(), FIX=settings.true_or_false)
+    targets = common.targets_in(chosen.DATA_DIR)
+    frame, system = read_database(chosen.DATA_DIR, targets, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS)
+    print(f"data: {common.data_set(chosen.DATA_DIR)}", flush=True)
+    settings.output_folder(chosen.TABLE_DIR)
+    frame, occupation, faults = read_structures(chosen.DATA_DIR / "POSCARS", frame, system)
+    findings, fixes = check(frame, occupation, targets, system)
+    table = pd.DataFrame(faults + findings, columns=Finding._fields)
+    value, other = (pd.to_numeric(table[column], errors="coerce") for column in ("value", "other"))
+    table["ratio"] = value / other.replace(0, np.nan)
+    corrections = pd.DataFrame(fixes, columns=Fix._fields)
+    with settings.whole_files(chosen.TABLE_DIR) as new:
+        settings.write_csv(table, new("Database_findings.csv"))
+        if chosen.FIX:
+            cells = with_fixes(chosen.DATA_DIR / "Database.csv", fixes)
+            cells.to_csv(new("Database_fixed.csv"), index=False, header=False, lineterminator="\n")
+            settings.write_csv(corrections, new("Database_fixes.csv"))
+    shown = {"index": False, "na_rep": "", "float_format": "{:.5g}".format}
+    print(table.to_string(**shown) if len(table) else "nothing disagrees")
+    print(f"{len(frame)} structures, {len(table)} findings, in {chosen.TABLE_DIR}/Database_findings.csv")
+    if chosen.FIX:
+        print("\n" + corrections.to_string(**shown) if fixes else "nothing that the data settle themselves")
+        print(f"{len(fixes)} corrections, in {chosen.TABLE_DIR}/Database_fixed.csv and _fixes.csv")
+
+
+if __name__ == "__main__":
+    settings.run(main)

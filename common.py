@@ -1,35 +1,48 @@
-"""What the scripts share: settings, files, data and splits. The networks are in networks.py.
+"""What the scripts share: data and splits, the network and its training.
 
-Nothing to run here. From top to bottom: settings and files; alloys and their descriptors; the
-database and the occupation tables; splits. scikit-learn and scipy are imported where they are used,
-because a script should not wait for what it does not need.
+Nothing to run here. From top to bottom: what can be predicted; alloys and their descriptors; the
+database and the occupation tables; splits; the network; training; the choice of the epoch.
 """
 
-import argparse
+import copy
 import hashlib
 import os
-import re
-import sys
-import tempfile
-import uuid
 import warnings
-from contextlib import contextmanager
 from itertools import combinations, combinations_with_replacement
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.optim.adam import adam
+from tqdm import tqdm
 
-# ---- settings of all scripts ---------------------------------------------------------------------
-ELEMENTS = None  # as "Fe Ni Co"; None: those in the database, the table's below first, in its order
-EXCLUDED_PAIRS = "Mn-Pd"  # pairs that no alloy holds, as "Mn-Pd Al-Co"; None: those no structure holds
-# --------------------------------------------------------------------------------------------------
+from settings import InputError, listed
 
+# Networks and matrices are so small here that threads would wait for one another, on a busy machine
+# for ten times as long as the work takes. Many splits go side by side in processes instead.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+
+
+class Target(NamedTuple):
+    """A property that can be predicted, and how the study trains for it."""
+
+    column: str  # in Database.csv and in all tables
+    unit: str
+    label: str
+    rate: float = 0.001  # learning rate of Scratch and Scratch' (Adam)
+    alpha: float = 1e-2  # penalty of the cluster expansion on points, pairs and triplets
+    alpha_second: float = 1e-1  # ... and on second-neighbour pairs too
+
+
+TARGETS = {
+    "Ef": Target("Eform (eV/atom)", "eV/atom", "formation energy", 0.005, 1e-4, 1e-3),
+    "Ms": Target("Ms (mub/atom)", "μB/atom", "magnetisation", 0.001, 1e-2, 1e-1),
+}
 PHASES = ("fcc", "bcc")  # also the order of the one-hot phase columns
-TARGETS = {"Ef": "Eform (eV/atom)", "Ms": "Ms (mub/atom)"}  # their columns, in Database.csv and after
-UNITS = {"Ef": "eV/atom", "Ms": "mub/atom"}
 LARGEST = 1e6  # of the targets; far beyond any alloy, and far from where sums of squares overflow
 GAS_CONSTANT = 8.3145  # J/(mol K)
 STUDY_SHA256 = "94704eb693bba516de0cf7eb8a2c9d0423b2fb0f7a639000ee112d4e223f1081"  # its Database.csv
@@ -54,235 +67,6 @@ BLOCKS = {
 }
 
 
-# ==== settings and files ==========================================================================
-
-
-class InputError(Exception):
-    """Something in the input that the user has to mend: ends a script with one line and status 2."""
-
-
-def one_of(*options):
-    def parse(text):
-        if text not in options:
-            raise ValueError(f"one of {', '.join(options)}")
-        return text
-
-    return parse
-
-
-def words_of(*options):
-    def parse(text):
-        words = text.replace(",", " ").split()
-        if not words or not set(words) <= set(options):
-            raise ValueError(f"one or more of {', '.join(options)}")
-        return " ".join(option for option in options if option in words)
-
-    return parse
-
-
-def number(kind, low, high=np.inf):
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = np.nan
-        if not low <= value <= high or value == np.inf:
-            upper = f"to {high:g}" if high < np.inf else "or more"
-            raise ValueError(f"{'a whole number' if kind is int else 'a number'}, {low:g} {upper}")
-        return value
-
-    return parse
-
-
-def true_or_false(text):
-    return one_of("True", "False")(text) == "True"
-
-
-def optional(parse):
-    def parse_or_none(text):
-        if text == "None":
-            return None
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise ValueError(f"None or {error}") from None
-
-    return parse_or_none
-
-
-def numbers(text):
-    """'3', '0-7' or '0,3,5-8' -> a list of whole numbers, each once."""
-    found = []
-    for part in text.replace(",", " ").split():
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not 0 <= last - first < 100_000:
-            raise ValueError("a number, a range or a list, such as 0 or 0-7 or 0,3,5")
-        found += range(first, last + 1)
-    if not found:
-        raise ValueError("a number, a range or a list, such as 0 or 0-7 or 0,3,5")
-    return list(dict.fromkeys(found))
-
-
-def folder(text):
-    if not text:
-        raise ValueError("a folder")
-    return Path(text).expanduser()
-
-
-def element_list(text):
-    from pymatgen.core import Element
-
-    words = text.replace(",", " ").split()
-    if not words or not all(Element.is_valid_symbol(word) for word in words) or len(set(words)) < len(words):
-        raise ValueError("element symbols, each once, such as Fe Ni Co")
-    return tuple(words)
-
-
-def pair_list(text):
-    pairs = [tuple(word.split("-")) for word in text.replace(",", " ").split()]
-    if not all(len(pair) == 2 and pair[0] != pair[1] for pair in pairs):
-        raise ValueError("pairs of elements, such as Mn-Pd")
-    for pair in pairs:
-        element_list(" ".join(pair))
-    return pairs
-
-
-# Every constant that is a setting, and what it may be. Which of them a script has, and with what
-# default, stands in its own block of constants.
-OPTIONS = {
-    "DATA_DIR": folder,
-    "TABLE_DIR": optional(folder),
-    "RESULTS_DIR": folder,
-    "TARGET": one_of(*TARGETS),
-    "ALLOYS": one_of("4+5", "Total"),
-    "PERCENT": number(float, 0, 100),
-    "SEEDS": numbers,
-    "SPLITS": numbers,
-    "SELECT_BY": one_of("reference", "validation"),
-    "CLUSTERS": words_of("points", "pairs", "triplets", "second_pairs"),
-    "ALPHA": optional(number(float, 0)),
-    "EPOCHS": number(int, 2),
-    "PATIENCE": number(int, 1),
-    "BATCH_SIZE": number(int, 1),
-    "LEARNING_RATE": optional(number(float, 0)),
-    "SOURCE_EPOCHS": number(int, 0),
-    "SOURCE_LEARNING_RATE": number(float, 0),
-    "AUGMENT": number(int, 1),
-    "PREDICT": optional(str),
-    "CHECKPOINT": optional(Path),
-    "HOLD_OUT": number(float, 0.01, 0.9),
-    "REFIT": true_or_false,
-    "DEVICE": one_of("auto", "cpu", "cuda", "mps"),
-    "ELEMENTS": optional(element_list),
-    "EXCLUDED_PAIRS": optional(pair_list),
-}
-
-
-def read_settings(script, **own_options):
-    """Settings of one run: the constants of a script, each replaced by its flag where one is given.
-
-    script: the script's globals(); every constant there that OPTIONS knows becomes a flag
-    (TABLE_DIR -> --table-dir), with the comment beside the constant as its help. ELEMENTS and
-    EXCLUDED_PAIRS of this file become flags of every script.
-    own_options: parsers of constants whose options are the script's own, such as METHOD.
-    Prints the settings in force. Returns them as a namespace; DATA_DIR and such are Paths.
-    Ends the program with one line and status 2 on an unknown flag or a value out of range.
-    """
-    program = Path(script["__file__"]).name
-    options = OPTIONS | own_options
-    shared = {"ELEMENTS": ELEMENTS, "EXCLUDED_PAIRS": EXCLUDED_PAIRS}
-    defaults = {name: value for name, value in script.items() if name in options} | shared
-    sources = Path(script["__file__"]).read_text("utf-8") + Path(__file__).read_text("utf-8")
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            flags = " ".join(flag_of(name) for name in defaults)
-            self.exit(2, f"{program}: {message}; the flags are {flags}\n")
-
-    def flag_of(name):
-        return "--" + name.lower().replace("_", "-")
-
-    parser = Parser(
-        program,
-        usage=f"{program} [--flag value ...]",
-        description=script["__doc__"],
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for name, value in defaults.items():
-        comment = re.search(rf"^{name} = .*?  # (.*)$", sources, re.MULTILINE)
-        help_text = f"{comment[1] if comment else ''} (default: {value})".replace("%", "%%")
-        nargs = "*" if options[name] is true_or_false else "+"  # --check alone means --check True
-        parser.add_argument(flag_of(name), nargs=nargs, metavar="VALUE", help=help_text)
-    given = vars(parser.parse_args())
-
-    settings, in_force = SimpleNamespace(), []
-    for name, default in defaults.items():
-        words = given[name.lower()]
-        text = str(default) if words is None else " ".join(words) if words else "True"
-        try:
-            setattr(settings, name, options[name](text))
-        except ValueError as error:
-            where = f"constant {name}" if words is None else flag_of(name)
-            parser.exit(2, f"{program}: {where}: expected {error}; got '{text}'\n")
-        in_force.append(f"{name} {text}")
-    print(", ".join(in_force), flush=True)
-    if "TABLE_DIR" in defaults and settings.TABLE_DIR is None:
-        settings.TABLE_DIR = settings.DATA_DIR
-    return settings
-
-
-def run(main):
-    """Run a script's main; bad input ends it with one line on standard error and status 2."""
-    try:
-        main()
-    except InputError as error:
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a file in a program that locks it
-        print(f"{Path(sys.argv[0]).name}: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the files that were there before are as they were", file=sys.stderr)
-        sys.exit(130)
-
-
-def listed(faults, most=8):
-    """The faults of one kind as one text."""
-    more = f", and {len(faults) - most} more" if len(faults) > most else ""
-    return ", ".join(map(str, faults[:most])) + more
-
-
-@contextmanager
-def whole_file(path):
-    """Path to write to; becomes `path` when the block ends, and is gone if it does not end well.
-
-    A name that no other run has keeps two at once from writing into one file; the process number
-    would not, between containers or machines that share a folder.
-    """
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_csv(frame, path):
-    with whole_file(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def output_folder(path):
-    """Make the folder, and see that it can be written to, before the long work and not after."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise InputError(f"{path}: expected a folder that can be written to ({error.strerror})") from None
-
-
 # ==== alloys and their descriptors ================================================================
 
 
@@ -293,20 +77,18 @@ class System(NamedTuple):
     excluded: tuple  # of frozensets of two elements
 
 
-def alloy_system(settings, formulas):
-    """System: from the settings, or from the formulas where a setting is None."""
+def alloy_system(formulas, elements=None, excluded_pairs=None):
+    """System of some alloys; what is None follows from the formulas."""
     from pymatgen.core import Composition
 
-    sets = [{str(element) for element in Composition(formula)} for formula in formulas]
-    found = dict.fromkeys(str(element) for formula in formulas for element in Composition(formula))
+    sets = [[str(element) for element in Composition(formula)] for formula in formulas]
+    found = dict.fromkeys(element for one in sets for element in one)
     ordered = [e for e in ELEMENT_TABLE if e in found] + [e for e in found if e not in ELEMENT_TABLE]
-    elements = settings.ELEMENTS or tuple(ordered)
-    if settings.EXCLUDED_PAIRS is None:
+    elements = tuple(elements or ordered)
+    if excluded_pairs is None:
         together = {frozenset(pair) for one in sets for pair in combinations(one, 2)}
-        excluded = [frozenset(pair) for pair in combinations(elements, 2) if frozenset(pair) not in together]
-    else:
-        excluded = [frozenset(pair) for pair in settings.EXCLUDED_PAIRS if set(pair) <= set(elements)]
-    return System(elements, tuple(excluded))
+        excluded_pairs = [pair for pair in combinations(elements, 2) if frozenset(pair) not in together]
+    return System(elements, tuple(frozenset(pair) for pair in excluded_pairs if set(pair) <= set(elements)))
 
 
 def allowed(system, elements):
@@ -411,9 +193,13 @@ def read_table(path, columns):
     return frame
 
 
-def data_set(path):
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def data_set(data_dir):
     """Whose data a Database.csv holds, by its SHA-256."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256(data_dir / "Database.csv")
     if digest == STUDY_SHA256:
         return "the study's (DFT)"
     own = Path(__file__).parent / "HEA_data" / "SHA256SUMS"
@@ -422,22 +208,33 @@ def data_set(path):
     return "another set than the study's and this project's"
 
 
-def read_database(settings):
-    """Database.csv: (frame with structure, phase and the targets; fcc rows before bcc rows; System).
+def targets_in(data_dir):
+    """Names of the targets that a Database.csv has a column of. Raises InputError if it has none."""
+    path = data_dir / "Database.csv"
+    columns = set(read_table(path, [])) if data_dir.is_dir() else set()
+    found = [name for name, target in TARGETS.items() if target.column in columns]
+    if data_dir.is_dir() and not found:
+        expected = " or ".join(repr(target.column) for target in TARGETS.values())
+        raise InputError(f"{path}: expected a column {expected}")
+    return found
 
-    Rows of phases other than fcc and bcc are left out, and a printed line says how many.
+
+def read_database(data_dir, targets, elements=None, excluded_pairs=None):
+    """Database.csv: (frame with structure, phase, formula and the targets' columns; System).
+
+    targets: names in TARGETS. elements, excluded_pairs: as in `alloy_system`. All fcc rows come before
+    all bcc rows. Rows of phases other than fcc and bcc are left out, and a printed line says how many.
     Raises InputError, with all faults of one kind together: no folder or file, a column missing,
     no phase, a target that is no number, a structure listed twice, a name that does not begin with
     a formula of the system's elements or end with the phase.
     """
     from pymatgen.core import Composition
 
-    path = settings.DATA_DIR / "Database.csv"
-    if not settings.DATA_DIR.is_dir():
-        raise InputError(f"{settings.DATA_DIR}: expected a folder with Database.csv and POSCARS/")
-    frame = read_table(path, ["structures", "phase", *TARGETS.values()])
-    print(f"data: {data_set(path)}", flush=True)
-    frame = frame[["structures", "phase", *TARGETS.values()]].rename(columns={"structures": "structure"})
+    path, columns = data_dir / "Database.csv", [TARGETS[target].column for target in targets]
+    if not data_dir.is_dir():
+        raise InputError(f"{data_dir}: expected a folder with Database.csv and POSCARS/")
+    frame = read_table(path, ["structures", "phase", *columns])
+    frame = frame[["structures", "phase", *columns]].rename(columns={"structures": "structure"})
     if frame.empty:
         raise InputError(f"{path}: expected at least one row, found none")
     lines = pd.Series(frame.index + 2, frame.index)  # of the file, for messages; line 1 is the header
@@ -459,7 +256,7 @@ def read_database(settings):
             raise InputError(f"{path}: expected structures of phase {' or '.join(PHASES)}; found {found}")
         print(f"left out of {path}, neither {' nor '.join(PHASES)}: {found}", flush=True)
         frame = frame[frame.phase.isin(PHASES)].copy()
-    for column in TARGETS.values():
+    for column in columns:
         values = pd.to_numeric(frame[column], errors="coerce").astype(float)
         complain(~(values.abs() < LARGEST), f"a number below {LARGEST:g} in column '{column}'")
         frame[column] = values
@@ -471,70 +268,71 @@ def read_database(settings):
     complain(~frame.formula.map(is_formula).astype(bool), "a name that begins with a formula")
     suffix = [name.endswith(phase) for name, phase in zip(frame.structure, frame.phase)]
     complain(~np.array(suffix), "a name that ends with its phase")
-    system = alloy_system(settings, frame.formula)
+    system = alloy_system(frame.formula, elements, excluded_pairs)
     covered = frame.formula.map(lambda formula: allowed(system, map(str, Composition(formula))))
     pairs = "".join(f", no {' with '.join(sorted(pair))}" for pair in system.excluded)
     complain(~covered.astype(bool), f"alloys of {', '.join(system.elements)}{pairs}")
     return pd.concat([frame[frame.phase == phase] for phase in PHASES], ignore_index=True), system
 
 
-def load_tables(settings):
-    """The occupation tables, both phases: (frame, System).
-
-    The frame has structure, phase, formula, the targets, n_components and the columns of all
-    BLOCKS, fcc rows before bcc rows. Raises InputError where a table is missing or does not match
-    Database.csv.
-    """
-    database, system = read_database(settings)
-    columns = [column for block in BLOCKS for column in cluster_columns(system, block)]
-    tables = []
-    for phase in phases_of(database):
-        rows = database[database.phase == phase].reset_index(drop=True)
-        path = settings.TABLE_DIR / f"{phase}_train.csv"
-        advice = "run structure_stat.py first, with the same data and table folders"
-        if not path.is_file():
-            raise InputError(f"{path}: no such table; {advice}")
-        try:
-            table = read_table(path, ["structure", *TARGETS.values(), *columns])
-        except InputError as error:
-            raise InputError(f"{error}; {advice}") from None
-        same = ["structure", *TARGETS.values()]
-        if not table[same].astype(str).equals(rows[same].astype(str)):
-            raise InputError(f"{path}: does not match {settings.DATA_DIR / 'Database.csv'}; {advice}")
-        numeric = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-        if not np.isfinite(numeric).all():
-            raise InputError(f"{path}: expected numbers in all columns of clusters; {advice}")
-        tables.append(pd.concat([rows, pd.DataFrame(numeric, columns=columns)], axis=1))
-    frame = pd.concat(tables, ignore_index=True)
-    for element, values in zip(system.elements, element_properties(system.elements)):
-        if element not in ELEMENT_TABLE:
-            chi, radius, valence = values
-            print(
-                f"{element}: not in ELEMENT_TABLE, so pymatgen's values: electronegativity {chi:g}, "
-                f"atomic radius {radius:g} angstrom, {valence:g} valence electrons"
-            )
-    fractions = mole_fractions(frame.formula, system.elements)
-    return frame.assign(n_components=(fractions > 0).sum(1)), system
-
-
 class Data(NamedTuple):
     """All alloys of a run; rows are the same in all parts."""
 
-    table: pd.DataFrame
+    target: str  # its name in TARGETS
+    table: pd.DataFrame  # structure, phase, formula, n_components, the target, columns of all BLOCKS
     system: System
-    inputs: np.ndarray  # (n, n_elements + 6)
+    inputs: np.ndarray  # (n, n_elements + 6), what a network sees
     targets: np.ndarray  # (n,), in the target's unit
+    source: str  # whose data it is, as `data_set` says
+    sha256: dict  # of Database.csv and the tables
 
     def sets(self, row_sets):
         """[(inputs, targets)] of each set of rows; None for None."""
         return row_sets and [(self.inputs[rows], self.targets[rows]) for rows in row_sets]
 
 
-def load_data(settings):
-    """Data of a run, from the occupation tables; errors as `load_tables`."""
-    table, system = load_tables(settings)
-    inputs = network_inputs(mole_fractions(table.formula, system.elements), table.phase, system.elements)
-    return Data(table, system, inputs, table[TARGETS[settings.TARGET]].to_numpy())
+def load_data(data_dir, table_dir, target, elements=None, excluded_pairs=None):
+    """Data of a run from the occupation tables, fcc rows before bcc rows.
+
+    target: a name in TARGETS. elements, excluded_pairs: as in `alloy_system`. Raises InputError where
+    a table is missing or does not match Database.csv, and what `read_database` raises.
+    """
+    database, system = read_database(data_dir, [target], elements, excluded_pairs)
+    source, sums = data_set(data_dir), {"Database.csv": sha256(data_dir / "Database.csv")}
+    print(f"data: {source}", flush=True)
+    column = TARGETS[target].column
+    columns = [column for block in BLOCKS for column in cluster_columns(system, block)]
+    advice = "run structure_stat.py first, with the same data and table folders"
+    tables = []
+    for phase in phases_of(database):
+        rows = database[database.phase == phase].reset_index(drop=True)
+        path = table_dir / f"{phase}_train.csv"
+        if not path.is_file():
+            raise InputError(f"{path}: no such table; {advice}")
+        try:
+            table = read_table(path, ["structure", column, *columns])
+        except InputError as error:
+            raise InputError(f"{error}; {advice}") from None
+        same = ["structure", column]
+        if not table[same].astype(str).equals(rows[same].astype(str)):
+            raise InputError(f"{path}: does not match {data_dir / 'Database.csv'}; {advice}")
+        numeric = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+        if not np.isfinite(numeric).all():
+            raise InputError(f"{path}: expected numbers in all columns of clusters; {advice}")
+        tables.append(pd.concat([rows, pd.DataFrame(numeric, columns=columns)], axis=1))
+        sums[path.name] = sha256(path)
+    table = pd.concat(tables, ignore_index=True)
+    for element in system.elements:
+        if element not in ELEMENT_TABLE:
+            chi, radius, valence = element_properties([element])[0]
+            print(
+                f"{element}: not in ELEMENT_TABLE, so pymatgen's values: electronegativity {chi:g}, "
+                f"atomic radius {radius:g} angstrom, {valence:g} valence electrons"
+            )
+    fractions = mole_fractions(table.formula, system.elements)
+    inputs = network_inputs(fractions, table.phase, system.elements)
+    table = table.assign(n_components=(fractions > 0).sum(1))
+    return Data(target, table, system, inputs, table[column].to_numpy(), source, sums)
 
 
 # ==== splits ======================================================================================
@@ -587,11 +385,6 @@ def split_rows(table, alloys, percent, number, high_only=False):
     return split
 
 
-def make_splits(settings, table, high_only=False):
-    """All SPLITS of a run."""
-    return [split_rows(table, settings.ALLOYS, settings.PERCENT, n, high_only) for n in settings.SPLITS]
-
-
 def hold_out(table, split, share):
     """Training rows to choose the epoch on: a share of the alloys of four and five elements.
 
@@ -607,3 +400,369 @@ def hold_out(table, split, share):
         return train_test_split(rows, test_size=share, stratify=phases, random_state=split.number)[1]
     except ValueError as error:
         raise InputError(f"split {split.number}: too few alloys to hold some out ({error})") from None
+
+
+# ==== the network =================================================================================
+
+EMBEDDING = 58  # dimensions of an element's embedding; with the six other inputs: 64
+HIDDEN = 64
+
+
+class Linear(nn.Linear):
+    """nn.Linear of many replicas: weight (n_replicas, n_out, n_in), bias (n_replicas, n_out)."""
+
+    def forward(self, inputs):  # (n_replicas, n, n_in) -> (n_replicas, n, n_out)
+        return product(inputs, self.weight.mT, self.bias)
+
+
+class Network(nn.Module):
+    """The paper's network: the mole fractions mix the elements' embeddings, three layers follow.
+
+    Made, it is one network with torch's own initial weights; `side_by_side` gives its tensors a
+    leading axis of replicas, and with it `forward` takes (n_replicas, n, n_inputs) and returns
+    (n_replicas, n), all standardised.
+    """
+
+    def __init__(self, n_elements, n_inputs, unused_convolution=False):
+        super().__init__()
+        self.n_elements = n_elements
+        self.embedding = nn.Embedding(n_elements, EMBEDDING)
+        if unused_convolution:
+            nn.Conv2d(1, 1, 5)  # drawn and dropped by the published Scratch: it moves what is drawn next
+        self.layers = nn.Sequential(
+            Linear(EMBEDDING + n_inputs - n_elements, HIDDEN), nn.ReLU(),
+            Linear(HIDDEN, HIDDEN), nn.ReLU(),
+            Linear(HIDDEN, 1),
+        )  # fmt: skip
+
+    def forward(self, inputs):
+        fractions, others = inputs[..., : self.n_elements], inputs[..., self.n_elements :]
+        embedded = product(fractions, self.embedding.weight)
+        return self.layers(torch.cat([embedded, others], dim=2))[..., 0]
+
+
+def product(inputs, matrix, bias=None):
+    """inputs @ matrix + bias of each replica, rounded as for that replica alone, to the last bit.
+
+    inputs: (n_replicas, n, n_in). matrix: (n_replicas, n_in, n_out). bias: (n_replicas, n_out).
+    A batched product rounds as single ones do, but where these have one row or one column: torch
+    takes another path there, so they are done one by one.
+    """
+    if inputs.is_cpu and (inputs.shape[1] == 1 or matrix.shape[2] == 1):
+        if bias is None:
+            return torch.stack([one @ other for one, other in zip(inputs, matrix)])
+        return torch.stack([torch.addmm(*one) for one in zip(bias, inputs, matrix)])
+    return torch.bmm(inputs, matrix) if bias is None else torch.baddbmm(bias[:, None], inputs, matrix)
+
+
+def side_by_side(seeds, make):
+    """Networks of all seeds as one, and the generators that their batches are drawn from.
+
+    make: function that makes a network with weights of its own. Returns (network with a leading axis of
+    replicas in every tensor, generators), each generator in the state that making the network left.
+    """
+    networks, generators = [], []
+    with torch.random.fork_rng(devices=[]):
+        for seed in seeds:
+            torch.default_generator.manual_seed(seed)
+            networks.append(make())
+            generators.append(torch.Generator())
+            generators[-1].set_state(torch.get_rng_state())
+    for parameter, *of_all in zip(networks[0].parameters(), *(one.parameters() for one in networks)):
+        parameter.data = torch.stack([one.data for one in of_all])
+    return networks[0], generators
+
+
+def draw(data, seeds, unused_convolution=False):
+    """The paper's networks for all seeds, untrained, and their generators: as `side_by_side`."""
+    n_elements, n_inputs = len(data.system.elements), data.inputs.shape[1]
+    return side_by_side(seeds, lambda: Network(n_elements, n_inputs, unused_convolution))
+
+
+# ==== training ====================================================================================
+
+
+class Adam:
+    """torch.optim.Adam with its defaults, by torch's own function, for one parameter.
+
+    The class loads torch's compiler, which takes a second, and does bookkeeping that takes longer than the
+    arithmetic of networks this small. Any class of torch.optim may stand in its place: `train` takes a
+    function from a list of parameters to an optimiser. Fused Adam rounds otherwise at the ends of tensors.
+    """
+
+    def __init__(self, parameters, rate):
+        (self.parameter,), self.rate = parameters, rate
+        zeros = torch.zeros_like(self.parameter)
+        self.state = {self.parameter: {"mean": zeros, "square": zeros.clone(), "step": torch.zeros(())}}
+
+    @torch.no_grad()
+    def step(self):
+        mean, square, step = ([value] for value in self.state[self.parameter].values())
+        adam(
+            [self.parameter], [self.parameter.grad], mean, square, [], step, foreach=False, amsgrad=False,
+            maximize=False, lr=self.rate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
+        )  # fmt: skip
+
+
+class SGD:
+    """torch.optim.SGD with its defaults, likewise."""
+
+    def __init__(self, parameters, rate):
+        (self.parameter,), self.rate = parameters, rate
+        self.state = {self.parameter: {}}
+
+    @torch.no_grad()
+    def step(self):
+        self.parameter.add_(self.parameter.grad, alpha=-self.rate)
+
+
+def epoch_order(generator, n_rows):
+    """Order of the rows in one epoch, drawn as DataLoader(shuffle=True) draws it.
+
+    The loader takes two numbers from its generator: the base seed of worker processes, unused
+    here, and the seed of the sampler, whose own generator makes the permutation.
+    """
+    torch.empty((), dtype=torch.int64).random_(generator=generator)
+    seed = torch.empty((), dtype=torch.int64).random_(generator=generator).item()
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+
+
+def train(
+    network, generators, sets, set_of, optimiser, epochs, batch_size, watch=None, patience=None, device="cpu"
+):
+    """Train all replicas of a network side by side by mean squared error, each as it would be alone.
+
+    network, generators: from `side_by_side`; parameters that require no gradient stay as they are.
+    sets: standardised training sets [(inputs (n, n_inputs), targets (n,)), ...]; a third array, if there
+    is one, weighs the rows.
+    set_of: number of the set that each replica learns, (n_replicas,).
+    optimiser: function from a list of parameters to a torch optimiser.
+    watch: sets as `sets`; the state with the least loss on them is kept, from the second epoch on,
+    and a replica stops when `patience` epochs brought no better one. epochs: the most there may be.
+    Without watch: epochs is the epoch whose state is kept, one number or one per replica.
+    Returns (kept epochs (n_replicas,), losses), the kept states being in the network; losses are rows
+    (replica, epoch, loss in training, loss on the watched set).
+    """
+    epochs, kept_epochs, losses = np.broadcast_to(epochs, len(set_of)), np.zeros(len(set_of), int), []
+    lengths = [(len(sets[s][1]), watch and len(watch[s][1])) for s in set_of]
+    for length in dict.fromkeys(lengths):  # what is equally long has equal batches and goes together
+        group = np.flatnonzero([one == length for one in lengths])
+        part = some_replicas(network, group).to(device)
+        rows, watched = (
+            chosen
+            and [torch.as_tensor(np.array(a), dtype=torch.float32, device=device) for a in zip(*chosen)]
+            for chosen in ([sets[set_of[i]] for i in group], watch and [watch[set_of[i]] for i in group])
+        )
+        kept_epochs[group], history = train_alike(
+            part,
+            [generators[i] for i in group],
+            rows,
+            optimiser,
+            epochs[group],
+            batch_size,
+            watched,
+            patience,
+        )
+        for parameter, trained in zip(network.parameters(), part.parameters()):
+            parameter.data[group] = trained.data.cpu()
+        losses += [(group[replica], *rest) for replica, *rest in history]
+    return kept_epochs, losses
+
+
+def some_replicas(network, which):
+    """A copy of some replicas of a network; which: their numbers, or whether each is wanted."""
+    part = copy.deepcopy(network)
+    for parameter in part.parameters():
+        parameter.data = parameter.data[which]
+    return part
+
+
+def learned_by(network):
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def take_views(parameters, numbers):
+    """Make the parameters views of one tensor, (n_replicas, n_numbers)."""
+    for parameter, part in zip(parameters, numbers.split([p[0].numel() for p in parameters], dim=1)):
+        parameter.data = part.view(len(part), *parameter.shape[1:])
+
+
+def train_alike(network, generators, rows, optimiser, epochs, batch_size, watch, patience):
+    """`train` for replicas with equally long sets; rows, watch: their arrays, (n_replicas, n, ...)."""
+    # One leaf holds all that is learned, so that the optimiser has one tensor to walk, and the network's
+    # parameters are views of it.
+    learned = learned_by(network)
+    leaf = nn.Parameter(torch.cat([parameter.detach().flatten(1) for parameter in learned], dim=1))
+    take_views(learned, leaf.data)
+    learner, stepper, kept = network, optimiser([leaf]), leaf.data.clone()
+    kept_epochs = np.zeros(len(kept), int) if watch is not None else np.array(epochs)
+    least, history = np.full(len(kept), np.inf), []
+    held = np.arange(len(kept))  # number of each replica that the tensors hold
+    runs = np.ones(len(held), bool)  # False: stopped, and still in the tensors
+    bar = tqdm(range(1, epochs.max() + 1), desc="training", unit="epoch", leave=False)
+    for epoch in bar:
+        order = torch.stack([epoch_order(generators[i], rows[0].shape[1]) for i in held]).to(leaf.device)
+        shuffled = [part[torch.arange(len(held))[:, None], order].split(batch_size, dim=1) for part in rows]
+        total = 0
+        for inputs, targets, *weights in zip(*shuffled):
+            squared = mse_loss(learner(inputs), targets, reduction="none")  # (n_replicas, batch_size)
+            loss = (weights[0] * squared if weights else squared).mean(1)
+            gradients = torch.autograd.grad(loss.sum(), learned)
+            leaf.grad = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+            stepper.step()
+            total = total + loss.detach()
+        in_training, watched = (total / len(shuffled[0])).cpu().numpy(), np.full(len(held), np.nan)
+        if not np.isfinite(in_training[runs]).all():
+            raise InputError(
+                f"the loss grew beyond all numbers in epoch {epoch}: expected a LEARNING_RATE less"
+            )
+
+        if watch is None:
+            keep, stop = epochs[held] == epoch, epochs[held] <= epoch
+        else:
+            with torch.no_grad():
+                watched = mse_loss(learner(watch[0]), watch[1], reduction="none").mean(1).cpu().numpy()
+            keep = runs & (watched < least[held]) & (epoch > 1)
+            least[held[keep]], kept_epochs[held[keep]] = watched[keep], epoch
+            stop = epoch - np.maximum(kept_epochs[held], 1) >= patience
+        history += [(held[i], epoch, in_training[i], watched[i]) for i in np.flatnonzero(runs)]
+        kept[held[keep]] = leaf.data[keep]
+        runs &= ~stop
+        if not runs.any():
+            break
+        if runs.mean() < 0.75:  # worth the copying: take the stopped replicas out of the tensors
+            held, rows, watch = held[runs], [a[runs] for a in rows], watch and [a[runs] for a in watch]
+            for name, value in stepper.state[leaf].items():
+                if torch.is_tensor(value) and value.ndim:
+                    stepper.state[leaf][name] = value[runs]
+            leaf.data, learner = leaf.data[runs], some_replicas(learner, runs)
+            learned = learned_by(learner)
+            take_views(learned, leaf.data)
+            runs = runs[runs]
+    bar.close()
+    take_views(learned_by(network), kept)
+    return kept_epochs, history
+
+
+def torch_device(name):
+    """torch's device for DEVICE; auto: CUDA, else MPS, else CPU."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, is_there in there.items() if is_there)
+    if not there[name]:
+        raise InputError(f"DEVICE: expected auto or cpu, this machine has no {name} for torch")
+    return torch.device(name)
+
+
+class Scalers(NamedTuple):
+    """StandardScalers of inputs and target."""
+
+    inputs: object
+    target: object
+
+    @classmethod
+    def fit(cls, inputs, targets):
+        """Fit to inputs (n, n_inputs) and targets (n,)."""
+        from sklearn.preprocessing import StandardScaler
+
+        return cls(StandardScaler().fit(inputs), StandardScaler().fit(targets[:, None]))
+
+    def transform(self, inputs, targets):
+        """The same, standardised."""
+        return self.inputs.transform(inputs), self.target.transform(targets[:, None])[:, 0]
+
+
+class Trained(NamedTuple):
+    """Trained networks of all splits and seeds, those of the first split first."""
+
+    network: nn.Module  # its tensors have a leading axis of replicas
+    scalers: list  # of Scalers, one per split
+    epochs: np.ndarray  # (n_replicas,), whose state was kept
+    losses: list  # rows (replica, epoch, loss in training, loss on the watched set)
+
+
+def fit_networks(network, generators, sets, watch, optimiser, epochs, batch_size, patience, device):
+    """`train` on sets in their own units, one per split, standardised by scalers fitted to each: Trained.
+
+    Replicas: for each split all seeds, in this order. watch: sets, one per split, or None.
+    """
+    scalers = [Scalers.fit(*one) for one in sets]
+    sets = [one.transform(*rows) for one, rows in zip(scalers, sets)]
+    watch = watch and [one.transform(*rows) for one, rows in zip(scalers, watch)]
+    set_of = np.repeat(np.arange(len(sets)), len(generators) // len(sets))
+    trained = train(
+        network,
+        generators,
+        sets,
+        set_of,
+        optimiser,
+        epochs,
+        batch_size,
+        watch,
+        patience,
+        torch_device(device),
+    )
+    return Trained(network, scalers, *trained)
+
+
+def predict(trained, inputs):
+    """Predictions of all networks for the same rows, in the target's units: (n_splits, n_seeds, n)."""
+    n_splits, n_seeds = len(trained.scalers), len(trained.epochs) // len(trained.scalers)
+    scaled = np.repeat([one.inputs.transform(inputs) for one in trained.scalers], n_seeds, axis=0)
+    with torch.no_grad():
+        out = trained.network(torch.as_tensor(scaled, dtype=torch.float32)).double().numpy()
+    out = out.reshape(n_splits, n_seeds, len(inputs))
+    return np.array([one.target.inverse_transform(part) for one, part in zip(trained.scalers, out)])
+
+
+def state_of(trained):
+    """Everything of Trained that predictions need, as tensors, numbers and lists."""
+    scalers = [[(torch.tensor(s.mean_), torch.tensor(s.scale_)) for s in one] for one in trained.scalers]
+    return {"weights": trained.network.state_dict(), "scalers": scalers}
+
+
+def restored(state):
+    """Trained from `state_of`. Raises what torch does, or LookupError, if it is no such state."""
+    from sklearn.preprocessing import StandardScaler
+
+    def scaler(mean, scale):
+        made = StandardScaler()
+        made.mean_, made.scale_, made.n_features_in_ = mean.numpy(), scale.numpy(), len(mean)
+        return made
+
+    scalers = [Scalers(*(scaler(*part) for part in one)) for one in state["scalers"]]
+    n_replicas, n_elements = state["weights"]["embedding.weight"].shape[:2]
+    network = Network(n_elements, scalers[0].inputs.n_features_in_)
+    for name, parameter in network.named_parameters():
+        parameter.data = state["weights"][name]
+    return Trained(network, scalers, np.zeros(n_replicas), [])
+
+
+def predictor(state, system):
+    """Function (mole fractions (n, n_elements), phases (n,)) -> ((n_networks, n), {}), from `state_of`."""
+    trained = restored(state)
+
+    def predict_alloys(fractions, phases):
+        inputs = network_inputs(fractions, phases, system.elements)
+        return predict(trained, inputs).reshape(-1, len(inputs)), {}
+
+    return predict_alloys
+
+
+# ==== the choice of the epoch =====================================================================
+
+
+def fit_selected(fit, table, splits, select_by, epochs, share, refit):
+    """Networks of all splits, the epoch chosen as select_by says: Trained.
+
+    fit: function (training rows of each split, watched rows of each split or None, epochs) -> Trained.
+    'reference' watches the test set, as published; with 'validation' fit never sees a row of it, but a
+    held-out `share` of the training set, and with `refit` then learns the whole of that for as many epochs.
+    """
+    whole = [split.train for split in splits]
+    if select_by == "reference":
+        return fit(whole, [split.test for split in splits], epochs)
+    held = [hold_out(table, split, share) for split in splits]
+    rest = [rows[~np.isin(rows, out)] for rows, out in zip(whole, held)]
+    trained = fit(rest, held, epochs)
+    return fit(whole, None, trained.epochs) if refit else trained

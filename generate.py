@@ -5,9 +5,9 @@
     python generate.py --clusters points pairs triplets second_pairs --alpha 1e-3
 
 Reads the occupation tables of structure_stat.py and one POSCAR per phase as lattice. Writes to
-RESULTS_DIR, per phase: generated_<phase>_<target>.csv (composition, descriptors, label) and
-eci_<phase>_<target>.csv with a bar plot beside it. main_transfer.py uses the same functions, fitted
-on the training rows of its own splits.
+RESULTS_DIR, per phase: generated_<phase>_<run>.csv (composition, descriptors, label) and
+eci_<phase>_<run>.csv with a bar plot beside it, the run being <target>_<alloys>_<clusters>.
+main_transfer.py uses the same functions, fitted on the training rows of its own splits.
 """
 
 import math
@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 
 import common
+import settings
 import structure_stat
-from common import PHASES, TARGETS, UNITS, InputError
+from common import PHASES, TARGETS
+from settings import InputError
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
@@ -27,14 +29,13 @@ TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results"  # folder for what this script writes
 TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, mub/atom
 ALLOYS = "4+5"  # 4+5: samples of four and five elements; Total: of two to five
-CLUSTERS = "points pairs triplets"  # blocks the CE is fitted to; second_pairs may be added
-ALPHA = None  # strength of the ridge penalty; None: 1e-4 (Ef), 1e-2 (Ms)
+CLUSTERS = ["points", "pairs", "triplets"]  # blocks the CE is fitted to; second_pairs may be added
+ALPHA = None  # strength of the ridge penalty; None: as published, by target and clusters
 # --------------------------------------------------------------------------------------------------
 
 STEPS = 10  # mole fractions of samples are multiples of 1/STEPS
 MAX_ELEMENTS = 5
 MOST_SAMPLES = 100_000  # beyond, the occupation tables of the samples fill the memory
-DEFAULT_ALPHA = {"Ef": 1e-4, "Ms": 1e-2}
 LATTICE = "FeNiCoCrMn_sqs"  # with the phase: the POSCAR whose sites the samples fill, where there is one
 CHUNK = 2000  # samples whose clusters are looked up together
 
@@ -50,8 +51,8 @@ class Samples(NamedTuple):
 
 
 def ce_columns(system, clusters):
-    """The occupation columns that the CE is fitted to; clusters: as in CLUSTERS."""
-    return [column for block in clusters.split() for column in common.cluster_columns(system, block)]
+    """The occupation columns that the CE is fitted to; clusters: list of blocks, as in CLUSTERS."""
+    return [column for block in clusters for column in common.cluster_columns(system, block)]
 
 
 def sample_compositions(system, alloys):
@@ -100,36 +101,28 @@ def tenths(n):
     return np.diff(np.hstack([np.full_like(ends, -1), bars, ends])) - 1
 
 
-def read_structures(settings, rows, system):
+def read_structures(data_dir, rows, system):
     """The structures of some rows of the database."""
-    folder = settings.DATA_DIR / "POSCARS"
-    structures = []
-    for name, formula in zip(rows.structure, rows.formula):
-        try:
-            structures.append(structure_stat.read_structure(folder / name, formula, system.elements))
-        except InputError as error:
-            raise InputError(
-                f"{folder}: expected the POSCAR of the samples' lattice; found {error}"
-            ) from None
-    return structures
+    folder = data_dir / "POSCARS"
+    try:
+        return [
+            structure_stat.read_structure(folder / name, formula, system.elements)
+            for name, formula in zip(rows.structure, rows.formula)
+        ]
+    except InputError as error:
+        raise InputError(f"{folder}: expected the POSCAR of the samples' lattice; found {error}") from None
 
 
-def cells_by_size(settings, database, system, phase):
-    """One structure of each number of atoms that a phase has, small ones first."""
-    structures = read_structures(settings, database[database.phase == phase], system)
-    return [cell for _, cell in sorted({len(cell): cell for cell in structures}.items())]
-
-
-def read_lattice(settings, database, system, phase):
+def read_lattice(data_dir, table, system, phase):
     """The structure whose sites the samples of a phase fill: LATTICE, else the phase's largest.
 
     Repeated along its shortest vector until STEPS divides its number of atoms, as it does LATTICE's
     160, so that each cell holds exactly the composition it stands for.
     """
-    rows = database[database.phase == phase]
+    rows = table[table.phase == phase]
     if LATTICE + phase in set(rows.structure):
         rows = rows[rows.structure == LATTICE + phase]
-    structure = max(read_structures(settings, rows, system), key=len)
+    structure = max(read_structures(data_dir, rows, system), key=len)
     repeats = [1, 1, 1]
     repeats[int(np.argmin(structure.lattice.abc))] = STEPS // math.gcd(len(structure), STEPS)
     return structure.make_supercell(repeats, in_place=False)
@@ -158,12 +151,12 @@ def sample_occupation(structure, phase, species, system, clusters):
     species: element number of each of the structure's sites in each cell, (n, n_atoms).
     """
     try:
-        sites, vectors = structure_stat.neighbours(structure, phase)
+        sites, positions = structure_stat.neighbours(structure, phase)
     except InputError as error:
         raise InputError(f"the POSCAR of the {phase} samples' lattice: {error}") from None
-    members = structure_stat.cluster_members(vectors, phase)
+    members = structure_stat.cluster_members(positions, phase)
     blocks = []
-    for block in clusters.split():
+    for block in clusters:
         found = structure_stat.cluster_sites(sites, members[block])
         found = np.sort(found.reshape(-1, found.shape[-1]), axis=1)
         # Most clusters are met once from each of their atoms: look each up once and weight it.
@@ -178,15 +171,15 @@ def sample_occupation(structure, phase, species, system, clusters):
     return np.hstack(blocks)
 
 
-def make_samples(settings, database, system):
-    """Samples of all phases in the database; nothing in them depends on a fit or a target."""
-    fractions, kind = sample_compositions(system, settings.ALLOYS)
+def make_samples(data_dir, table, system, alloys, clusters):
+    """Samples of all phases in the table; nothing in them depends on a fit or a target."""
+    fractions, kind = sample_compositions(system, alloys)
     inputs, occupation = {}, {}
-    for phase in common.phases_of(database):
-        structure = read_lattice(settings, database, system, phase)
+    for phase in common.phases_of(table):
+        structure = read_lattice(data_dir, table, system, phase)
         inputs[phase] = common.network_inputs(fractions, [phase] * len(fractions), system.elements)
         species = draw_species(fractions, len(structure))
-        occupation[phase] = sample_occupation(structure, phase, species, system, settings.CLUSTERS)
+        occupation[phase] = sample_occupation(structure, phase, species, system, clusters)
     return Samples(system.elements, fractions, kind, inputs, occupation)
 
 
@@ -196,27 +189,30 @@ def rows_of(table, rows, phase):
     return part[part.phase == phase]
 
 
-def fit_ce(settings, table, system, rows):
-    """Cluster expansion of each phase, fitted on the given rows of the table alone: {phase: Ridge}."""
+def fit_ce(table, system, rows, target, clusters, alpha=None):
+    """Cluster expansion of each phase, fitted on the given rows of the table alone: {phase: Ridge}.
+
+    target: a name in TARGETS. clusters: list of blocks. alpha: penalty; None: the published one.
+    """
     from sklearn.linear_model import Ridge
 
-    alpha = DEFAULT_ALPHA[settings.TARGET] if settings.ALPHA is None else settings.ALPHA
-    columns = ce_columns(system, settings.CLUSTERS)
-    models = {}
+    if alpha is None:
+        alpha = TARGETS[target].alpha_second if "second_pairs" in clusters else TARGETS[target].alpha
+    columns, models = ce_columns(system, clusters), {}
     for phase in common.phases_of(table):
         part = rows_of(table, rows, phase)
         if part.empty:
             raise InputError(f"no {phase} alloy is left to fit the cluster expansion to")
-        models[phase] = Ridge(alpha=alpha).fit(
-            part[columns].to_numpy(), part[TARGETS[settings.TARGET]].to_numpy()
-        )
+        models[phase] = Ridge(alpha).fit(part[columns].to_numpy(), part[TARGETS[target].column].to_numpy())
     return models
 
 
 def label(models, samples):
-    """Inputs and CE labels of all samples, phase after phase: (n, n_inputs), (n,)."""
-    labels = [models[phase].predict(samples.occupation[phase]) for phase in models]
-    return np.concatenate([samples.inputs[phase] for phase in models]), np.concatenate(labels)
+    """Inputs and CE labels of all samples of each phase: {phase: ((n, n_inputs), (n,))}."""
+    return {
+        phase: (samples.inputs[phase], model.predict(samples.occupation[phase]))
+        for phase, model in models.items()
+    }
 
 
 def select(samples, number, alloys):
@@ -244,11 +240,11 @@ def select(samples, number, alloys):
         if n < 0 or n_plain > len(plain) or max(n_copied, n_original) > len(original):
             raise InputError(f"AUGMENT {number}: no {n} samples of {k} elements, as it takes")
         drawn = generator.choice(len(original), n_copied, replace=False) if n_copied else np.arange(0)
-        chosen.append(copy[drawn])
+        copies = copy[drawn]
         if n_original < n_copied:
             drawn = generator.choice(drawn, n_original, replace=False)
-        chosen.append(original[drawn])
-        chosen.append(generator.choice(plain, n_plain, replace=False) if n_plain else plain[:0])
+        drawn_plain = generator.choice(plain, n_plain, replace=False) if n_plain else plain[:0]
+        chosen += [drawn_plain, original[drawn], copies]
     return np.concatenate(chosen)
 
 
@@ -257,8 +253,8 @@ def ceil_share(number, part, whole):
     return -(-number * part // whole)
 
 
-def write_samples(settings, samples, phase, labels):
-    """generated_<phase>_<target>.csv: a row per sample; returns its path."""
+def samples_frame(samples, phase, column, labels):
+    """A row per sample: composition, descriptors, label."""
     names = [*samples.elements, "S (J/mol/K)", "delta_r", "delta_chi", "valence", *PHASES]
     formulas = [
         "".join(f"{e}{round(STEPS * x)}" for e, x in zip(samples.elements, row) if x > 0)
@@ -266,33 +262,24 @@ def write_samples(settings, samples, phase, labels):
     ]
     frame = pd.DataFrame(samples.inputs[phase], columns=names)
     frame.insert(0, "composition", formulas)
-    frame[TARGETS[settings.TARGET]] = labels
-    path = settings.RESULTS_DIR / f"generated_{phase}_{settings.TARGET}.csv"
-    common.write_csv(frame, path)
-    return path
+    return frame.assign(**{column: labels})
 
 
-def write_interactions(settings, system, phase, model):
-    """eci_<phase>_<target>.csv, a row per cluster, and a bar plot beside it."""
+def plot_interactions(system, clusters, model, target, title, path):
+    """Effective cluster interactions as bars, in the target's unit."""
     from matplotlib.figure import Figure
 
-    unit, columns = UNITS[settings.TARGET], ce_columns(system, settings.CLUSTERS)
-    path = settings.RESULTS_DIR / f"eci_{phase}_{settings.TARGET}.csv"
-    frame = pd.DataFrame({"cluster": columns, f"ECI ({unit})": model.coef_})
-    frame.loc[len(frame)] = ["intercept", model.intercept_]
-    common.write_csv(frame, path)
-
+    columns = ce_columns(system, clusters)
     axes = (figure := Figure(figsize=(0.16 * len(columns) + 1, 4), layout="constrained")).subplots()
-    for block in settings.CLUSTERS.split():
+    for block in clusters:
         members = [columns.index(column) for column in common.cluster_columns(system, block)]
         axes.bar(members, model.coef_[members], label=block.replace("_", " "))
     axes.set_xticks(range(len(columns)), [column.split()[-1] for column in columns], rotation=90, fontsize=7)
-    axes.set(ylabel=f"effective cluster interaction ({unit})", title=f"{phase}, {settings.TARGET}")
+    axes.set(ylabel=f"effective cluster interaction ({target.unit})", title=title)
     axes.axhline(0, color="k", lw=0.8)
     axes.margins(x=0.01)
     axes.legend()
-    with common.whole_file(path.with_suffix(".png")) as temporary:
-        figure.savefig(temporary, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
 
 
 def cross_validated_rmse(model, inputs, targets):
@@ -305,25 +292,44 @@ def cross_validated_rmse(model, inputs, targets):
 
 
 def main():
-    settings = common.read_settings(globals())
-    common.output_folder(settings.RESULTS_DIR)
-    table, system = common.load_tables(settings)
-    samples = make_samples(settings, table, system)
-    train = common.split_rows(table, settings.ALLOYS, percent=100, number=0).train
-    columns, target = ce_columns(system, settings.CLUSTERS), TARGETS[settings.TARGET]
-    for phase, model in fit_ce(settings, table, system, train).items():
-        rows = rows_of(table, train, phase)
-        inputs, targets = rows[columns].to_numpy(), rows[target].to_numpy()
-        labels = model.predict(samples.occupation[phase])
-        path = write_samples(settings, samples, phase, labels)
-        write_interactions(settings, system, phase, model)
-        rmse = cross_validated_rmse(model, inputs, targets)
-        print(
-            f"{phase}: fit R2 {model.score(inputs, targets):.4f} on {len(rows)} training alloys, "
-            f"cross-validated RMSE {rmse:.4f} {UNITS[settings.TARGET]}; "
-            f"{len(labels)} samples in {path}"
-        )
+    chosen = settings.read(globals(), TARGET=settings.one_of(*TARGETS))
+    settings.output_folder(chosen.RESULTS_DIR)
+    data = common.load_data(
+        chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS
+    )
+    table, system, target = data.table, data.system, TARGETS[chosen.TARGET]
+    samples = make_samples(chosen.DATA_DIR, table, system, chosen.ALLOYS, chosen.CLUSTERS)
+    train = common.split_rows(table, chosen.ALLOYS, percent=100, number=0).train
+    columns = ce_columns(system, chosen.CLUSTERS)
+    models = fit_ce(table, system, train, chosen.TARGET, chosen.CLUSTERS, chosen.ALPHA)
+    labelled = label(models, samples)
+    identity = settings.identity(chosen, data.sha256)
+    run = settings.free_name(
+        chosen.RESULTS_DIR,
+        f"{chosen.TARGET}_{chosen.ALLOYS}_{len(columns)}",
+        "generate_{}_settings.json",
+        identity,
+    )
+    with settings.whole_files(chosen.RESULTS_DIR) as new:
+        new(f"generate_{run}_settings.json").write_text(identity, encoding="utf-8")
+        for phase, model in models.items():
+            rows = rows_of(table, train, phase)
+            inputs, targets = rows[columns].to_numpy(), rows[target.column].to_numpy()
+            frame = samples_frame(samples, phase, target.column, labelled[phase][1])
+            settings.write_csv(frame, new(f"generated_{phase}_{run}.csv"))
+            interactions = pd.DataFrame({"cluster": columns, f"ECI ({target.unit})": model.coef_})
+            interactions.loc[len(columns)] = ["intercept", model.intercept_]
+            settings.write_csv(interactions, new(f"eci_{phase}_{run}.csv"))
+            title = f"Cluster expansion of the {target.label} in {phase}, {data.source}"
+            path = new(f"eci_{phase}_{run}.png")
+            plot_interactions(system, chosen.CLUSTERS, model, target, title, path)
+            print(
+                f"{phase}: fit R2 {model.score(inputs, targets):.4f} on {len(rows)} training alloys, "
+                f"cross-validated RMSE {cross_validated_rmse(model, inputs, targets):.4f} {target.unit}; "
+                f"{len(frame)} samples"
+            )
+    print(f"written: {chosen.RESULTS_DIR}/generated_*_{run}.csv, eci_*_{run}.csv and .png")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    settings.run(main)

@@ -5,19 +5,21 @@
     python main.py --seeds 0-7 --splits 0-7 --select-by validation
 
 Reads the occupation tables of structure_stat.py. Trains a network for each split and seed, prints
-R2 and loss of each, and writes to RESULTS_DIR, named <method>_<target>: metrics, predictions and
-losses (CSV), a parity plot and a checkpoint.
+R2 and loss of each, and writes to RESULTS_DIR, named <method>_<target>_<alloys>_<percent>_<rule>:
+settings, metrics, predictions, losses, a parity plot and a checkpoint.
 """
 
+from functools import partial
+
 import common
-import networks
 import report
+import settings
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results"  # folder for what this script writes
-TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, mub/atom
+TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
 METHOD = "scratch"  # scratch: all training alloys; scratch_prime: those of four and five elements
 ALLOYS = "4+5"  # 4+5: test alloys of four and five elements; Total: of two to five
 PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
@@ -35,37 +37,41 @@ PREDICT = None  # formulas, as FeNiCoCr Fe40Mn40Co20, or a CSV file; None: only 
 CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
-DEFAULT_RATE = {"Ef": 0.005, "Ms": 0.001}
 
-
-def fit(settings, data, train_rows, watch_rows, epochs):
-    """Networks of all seeds for each split.
+def scratch(
+    data, train_rows, watch_rows, epochs, seeds, *,
+    rate=LEARNING_RATE, batch_size=BATCH_SIZE, patience=PATIENCE, device=DEVICE,
+):  # fmt: skip
+    """Networks of all seeds for each split, trained on the rows of it: common.Trained.
 
     train_rows, watch_rows: row numbers, an array per split; watch_rows may be None.
-    epochs, watch_rows: as in `networks.train`. Returns a networks.Model.
+    epochs, watch_rows, batch_size, patience: as in `common.train`. rate: of Adam; None: the published one.
     """
-    rate = settings.LEARNING_RATE
-    rate = DEFAULT_RATE[settings.TARGET] if rate is None else rate
-    train_sets = data.sets(train_rows)
-    scalers = [networks.Scalers.fit(*one) for one in train_sets]
-    seeds = settings.SEEDS * len(train_rows)
-    weights, generators = networks.initial_weights(seeds, len(data.system.elements), unused_convolution=True)
-    return networks.train_networks(
-        settings, weights, generators, scalers, train_sets, data.sets(watch_rows), networks.adam(rate), epochs
-    )
+    network, generators = common.draw(data, seeds * len(train_rows), unused_convolution=True)
+    adam = partial(common.Adam, rate=common.TARGETS[data.target].rate if rate is None else rate)
+    sets, watch = data.sets(train_rows), data.sets(watch_rows)
+    return common.fit_networks(network, generators, sets, watch, adam, epochs, batch_size, patience, device)
 
 
 def main():
-    settings = common.read_settings(globals(), METHOD=common.one_of("scratch", "scratch_prime"))
-    if report.predicts_only(settings):
+    chosen = settings.read(
+        globals(), TARGET=settings.one_of(*common.TARGETS), METHOD=settings.one_of("scratch", "scratch_prime")
+    )
+    if report.predicts_only(chosen):
         return
-    data = common.load_data(settings)
-    splits = common.make_splits(settings, data.table, high_only=settings.METHOD == "scratch_prime")
-    model = networks.fit_selected(settings, data, splits, fit)
-    report.report(settings, data, splits, networks.outcome(model, data))
-    if settings.PREDICT:
-        report.predict_for(settings, report.result_name(settings, ".pt"))
+    data, splits = report.load(chosen, high_only=chosen.METHOD == "scratch_prime")
+
+    def fit(train_rows, watch_rows, epochs):
+        return scratch(
+            data, train_rows, watch_rows, epochs, chosen.SEEDS, rate=chosen.LEARNING_RATE,
+            batch_size=chosen.BATCH_SIZE, patience=chosen.PATIENCE, device=chosen.DEVICE,
+        )  # fmt: skip
+
+    trained = common.fit_selected(
+        fit, data.table, splits, chosen.SELECT_BY, chosen.EPOCHS, chosen.HOLD_OUT, chosen.REFIT
+    )
+    report.report(chosen, data, splits, report.of_networks(trained, data))
 
 
 if __name__ == "__main__":
-    common.run(main)
+    settings.run(main)

@@ -7,24 +7,25 @@
 Reads the occupation tables of structure_stat.py. For each split, fits the CE of generate.py to the
 training rows and labels new alloys with it. TL: a network learns these, then the DFT training set,
 its embedding of the elements frozen. DA: it learns a selection of these and the training set
-together. Prints and writes what main.py does, named <method>_<target>.
+together. Prints and writes what main.py does.
 """
+
+from functools import partial
 
 import numpy as np
 import torch
 
-import committee
 import common
 import generate
-import networks
 import report
+import settings
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results"  # folder for what this script writes
-TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, mub/atom
-METHOD = "tl"  # tl: transfer learning; da: data augmentation; tl_committee: committee.py
+TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
+METHOD = "tl"  # tl: transfer learning; da: data augmentation
 ALLOYS = "4+5"  # 4+5: samples and test alloys of four and five elements; Total: of two to five
 PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
 SEEDS = "0"  # networks per split: a number, a range or a list, as 0 or 0-7 or 0,3,5
@@ -32,8 +33,8 @@ SPLITS = "0"  # random splits into training and test set, likewise; 0 is the stu
 SELECT_BY = "reference"  # epoch of least loss on the test set (reference, as published) or validation
 HOLD_OUT = 0.2  # share of the training set's four- and five-element alloys for validation
 REFIT = True  # after validation, train on the whole training set for as many epochs
-CLUSTERS = "points pairs triplets"  # blocks the CE is fitted to; second_pairs may be added
-ALPHA = None  # strength of the CE's ridge penalty; None: 1e-4 (Ef), 1e-2 (Ms)
+CLUSTERS = ["points", "pairs", "triplets"]  # blocks the CE is fitted to; second_pairs may be added
+ALPHA = None  # strength of the CE's ridge penalty; None: as published, by target and clusters
 AUGMENT = 75  # CE-labelled alloys a phase for da
 SOURCE_EPOCHS = 20  # of tl on the CE-labelled alloys, last state kept
 SOURCE_LEARNING_RATE = 0.001  # of Adam, there
@@ -46,78 +47,86 @@ PREDICT = None  # formulas, as FeNiCoCr Fe40Mn40Co20, or a CSV file; None: only 
 CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
-DEFAULT_RATE = {"tl": 0.05, "da": 0.001}
 
-
-def fit(settings, data, train_rows, watch_rows, epochs):
-    """Networks of all seeds for each split, by METHOD.
-
-    train_rows, watch_rows: row numbers, an array per split; watch_rows may be None.
-    epochs, watch_rows: as in `networks.train`. Returns a networks.Model.
-    """
-    rate = settings.LEARNING_RATE
-    rate = DEFAULT_RATE[settings.METHOD] if rate is None else rate
-    samples = generate.make_samples(settings, data.table, data.system)
-    labelled = [
-        generate.label(generate.fit_ce(settings, data.table, data.system, rows), samples)
+def label_by_ce(data, samples, train_rows, clusters=CLUSTERS, alpha=ALPHA):
+    """The samples labelled by the CE of each split's training rows: [{phase: (inputs, labels)}, ...]."""
+    return [
+        generate.label(generate.fit_ce(data.table, data.system, rows, data.target, clusters, alpha), samples)
         for rows in train_rows
     ]
-    train_sets, watch_sets = data.sets(train_rows), data.sets(watch_rows)
-    seeds, n_elements = settings.SEEDS * len(train_rows), len(data.system.elements)
-    weights, generators = networks.initial_weights(seeds, n_elements)
 
-    if settings.METHOD == "da":
-        chosen = generate.select(samples, settings.AUGMENT, settings.ALLOYS)
-        in_all = np.concatenate([chosen + i * len(samples.kind) for i in range(len(samples.inputs))])
-        train_sets = [
-            tuple(np.concatenate([dft, ce[in_all]]) for dft, ce in zip(*pair))
-            for pair in zip(train_sets, labelled)
-        ]
-        scalers = [networks.Scalers.fit(*one) for one in train_sets]
-        return networks.train_networks(
-            settings, weights, generators, scalers, train_sets, watch_sets, networks.adam(rate), epochs
-        )
 
-    scalers = [networks.Scalers.fit(*one) for one in labelled]
-    source = networks.train_networks(
-        settings,
-        weights,
-        generators,
-        scalers,
-        labelled,
-        None,
-        networks.adam(settings.SOURCE_LEARNING_RATE),
-        settings.SOURCE_EPOCHS,
+def transfer(
+    data, labelled, train_rows, watch_rows, epochs, seeds, *, rate=LEARNING_RATE,
+    source_epochs=SOURCE_EPOCHS, source_rate=SOURCE_LEARNING_RATE,
+    batch_size=BATCH_SIZE, patience=PATIENCE, device=DEVICE,
+):  # fmt: skip
+    """TL: networks of all seeds for each split, taught by its CE and then by its rows: common.Trained.
+
+    labelled: from `label_by_ce`. source_epochs, source_rate: of Adam on the samples. rate: of SGD on the
+    rows; None: 0.05. Others: as in `main.scratch`.
+    """
+    network, generators = common.draw(data, seeds * len(train_rows))
+    source = [tuple(np.concatenate(part) for part in zip(*one.values())) for one in labelled]
+    adam, sgd = (
+        partial(common.Adam, rate=source_rate),
+        partial(common.SGD, rate=0.05 if rate is None else rate),
     )
-    scalers = [networks.Scalers.fit(*one) for one in train_sets]
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # seeded again, as published
-    return networks.train_networks(
-        settings,
-        source.weights,
-        generators,
-        scalers,
-        train_sets,
-        watch_sets,
-        networks.sgd(rate),
-        epochs,
-        frozen=("embedding",),
-    )
+    common.fit_networks(network, generators, source, None, adam, source_epochs, batch_size, None, device)
+    network.embedding.requires_grad_(False)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds * len(train_rows)]  # as published
+    sets, watch = data.sets(train_rows), data.sets(watch_rows)
+    return common.fit_networks(network, generators, sets, watch, sgd, epochs, batch_size, patience, device)
+
+
+def augment(
+    data, labelled, selected, train_rows, watch_rows, epochs, seeds, *,
+    rate=LEARNING_RATE, batch_size=BATCH_SIZE, patience=PATIENCE, device=DEVICE,
+):  # fmt: skip
+    """DA: networks of all seeds for each split, taught by its rows and the selected samples together.
+
+    selected: numbers of samples, from `generate.select`. rate: of Adam; None: 0.001. Others: as in
+    `transfer`. The rows of a phase come before its samples, and fcc before bcc.
+    """
+    network, generators = common.draw(data, seeds * len(train_rows))
+    phases, sets = data.table.phase.to_numpy(), []
+    for rows, of_phase in zip(train_rows, labelled):
+        parts = []
+        for phase, (inputs, labels) in of_phase.items():
+            own = rows[phases[rows] == phase]
+            parts += [(data.inputs[own], data.targets[own]), (inputs[selected], labels[selected])]
+        sets.append(tuple(map(np.concatenate, zip(*parts))))
+    watch, adam = data.sets(watch_rows), partial(common.Adam, rate=0.001 if rate is None else rate)
+    return common.fit_networks(network, generators, sets, watch, adam, epochs, batch_size, patience, device)
 
 
 def main():
-    settings = common.read_settings(globals(), METHOD=common.one_of("tl", "da", "tl_committee"))
-    if report.predicts_only(settings):
+    chosen = settings.read(
+        globals(), TARGET=settings.one_of(*common.TARGETS), METHOD=settings.one_of("tl", "da")
+    )
+    if report.predicts_only(chosen):
         return
-    data = common.load_data(settings)
-    splits = common.make_splits(settings, data.table)
-    if settings.METHOD == "tl_committee":
-        outcome = committee.fit(settings, data, splits)
-    else:
-        outcome = networks.outcome(networks.fit_selected(settings, data, splits, fit), data)
-    report.report(settings, data, splits, outcome)
-    if settings.PREDICT:
-        report.predict_for(settings, report.result_name(settings, ".pt"))
+    data, splits = report.load(chosen)
+    samples = generate.make_samples(chosen.DATA_DIR, data.table, data.system, chosen.ALLOYS, chosen.CLUSTERS)
+    if chosen.METHOD == "da":
+        selected = generate.select(samples, chosen.AUGMENT, chosen.ALLOYS)
+
+    def fit(train_rows, watch_rows, epochs):
+        loop = {
+            "rate": chosen.LEARNING_RATE, "batch_size": chosen.BATCH_SIZE,
+            "patience": chosen.PATIENCE, "device": chosen.DEVICE,
+        }  # fmt: skip
+        labelled = label_by_ce(data, samples, train_rows, chosen.CLUSTERS, chosen.ALPHA)
+        if chosen.METHOD == "da":
+            return augment(data, labelled, selected, train_rows, watch_rows, epochs, chosen.SEEDS, **loop)
+        source = {"source_epochs": chosen.SOURCE_EPOCHS, "source_rate": chosen.SOURCE_LEARNING_RATE}
+        return transfer(data, labelled, train_rows, watch_rows, epochs, chosen.SEEDS, **source, **loop)
+
+    trained = common.fit_selected(
+        fit, data.table, splits, chosen.SELECT_BY, chosen.EPOCHS, chosen.HOLD_OUT, chosen.REFIT
+    )
+    report.report(chosen, data, splits, report.of_networks(trained, data))
 
 
 if __name__ == "__main__":
-    common.run(main)
+    settings.run(main)

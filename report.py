@@ -1,35 +1,63 @@
-"""What a run of main.py or main_transfer.py leaves behind, and predictions from it.
+"""What a run that trains leaves behind, and predictions from it.
 
-Nothing to run here. Figures printed, tables, plot and checkpoint written; a checkpoint read again and
-applied to alloys of one's own (PREDICT, CHECKPOINT).
+Nothing to run here. Data and splits of a run read, figures printed, tables, plot and checkpoint written;
+a checkpoint read again and applied to alloys of one's own (PREDICT, CHECKPOINT).
 """
 
+import importlib
+import io
+import pickle
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
-import networks
-from common import (
-    PHASES,
-    UNITS,
-    InputError,
-    System,
-    is_formula,
-    listed,
-    mole_fractions,
-    network_inputs,
-    output_folder,
-    read_table,
-    whole_file,
-    write_csv,
-)
+import common
+import settings
+from common import PHASES, TARGETS, System
+from settings import InputError, listed
 
-NO_CHECKPOINT = (LookupError, TypeError, ValueError, AttributeError)  # what reading another file meets
+METHODS = {
+    "scratch": "Scratch", "scratch_prime": "Scratch′", "da": "DA", "tl": "TL", "committee": "Committee",
+}  # fmt: skip
+HOW = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
+MOST_RUNS, MOST_LINES = 16, 40  # printed one by one; all are in the files
 
 
-def scores(true, predicted, target_scale):
+class Outcome(NamedTuple):
+    """What a method has found, for the report."""
+
+    predicted: np.ndarray  # (n_splits, n_seeds, n) for all alloys of the data, in the target's unit
+    scales: np.ndarray  # (n_splits,), standard deviation by which losses are standardised
+    epochs: np.ndarray  # (n_splits * n_seeds,)
+    losses: list  # rows (replica, epoch, loss in training, loss on the watched set)
+    columns: dict  # what else it says of each alloy: {name: (n_splits, n)}
+    state: dict  # of tensors, numbers and lists: what a checkpoint needs to predict again
+    module: str  # that has `predictor`, which reads the state
+
+
+def of_networks(trained, data):
+    """Outcome of common.Trained."""
+    scales = np.array([one.target.scale_.item() for one in trained.scalers])
+    predicted = common.predict(trained, data.inputs)
+    return Outcome(predicted, scales, trained.epochs, trained.losses, {}, common.state_of(trained), "common")
+
+
+def load(chosen, high_only=False):
+    """Data and splits that the settings ask for."""
+    data = common.load_data(
+        chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS
+    )
+    return data, [
+        common.split_rows(data.table, chosen.ALLOYS, chosen.PERCENT, number, high_only)
+        for number in chosen.SPLITS
+    ]
+
+
+def scores(true, predicted, target_scale=1.0):
     """R2, loss (mean squared error in standardised units), RMSE and MAE in the target's units."""
     from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
@@ -42,64 +70,6 @@ def scores(true, predicted, target_scale):
     }
 
 
-MOST_PRINTED = 16  # runs whose figures are printed one by one
-HOW = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
-
-
-def report(settings, data, splits, outcome):
-    """Print the figures of all runs and write metrics, predictions, losses, plot and checkpoint."""
-    predicted = outcome.predicted
-    identity = {
-        "method": settings.METHOD,
-        "target": settings.TARGET,
-        "alloys": settings.ALLOYS,
-        "percent": settings.PERCENT,
-        "select_by": settings.SELECT_BY,
-    }
-    single, ensemble, tables = [], [], []
-    for i, split in enumerate(splits):
-        scale = outcome.scales[i]
-        for j, seed in enumerate(settings.SEEDS):
-            row = identity | {"split": split.number, "seed": seed, "epoch": outcome.epochs[len(single)]}
-            single.append(row | split_scores(data, split, predicted[i, j], scale))
-        ensemble.append(split_scores(data, split, predicted[i].mean(0), scale))
-        for part, members in (("train", split.train), ("test", split.test)):
-            table = data.table.iloc[members][["structure", "phase"]]
-            spread = predicted[i][:, members].std(0)
-            values = {"true": data.targets[members], "mean": predicted[i][:, members].mean(0), "std": spread}
-            if outcome.half_widths is not None:
-                values["half_width_90"] = outcome.half_widths[i, members]
-            tables.append(table.assign(set=part, **values).assign(split=split.number))
-    single, ensemble, predictions = pd.DataFrame(single), pd.DataFrame(ensemble), pd.concat(tables)
-    predictions.insert(0, "split", predictions.pop("split"))
-
-    how = "no epoch is chosen" if outcome.half_widths is not None else HOW[settings.SELECT_BY]
-    print(f"{settings.METHOD} {settings.TARGET}, {how}")
-    for row in single.head(MOST_PRINTED).to_dict("records"):
-        print(f"split {row['split']}, seed {row['seed']}, epoch {row['epoch']}")
-        for part in ("train", "test"):
-            print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
-    if len(single) > MOST_PRINTED:
-        print(f"and {len(single) - MOST_PRINTED} more, in the file of metrics")
-    if outcome.half_widths is not None:
-        test = predictions[predictions.set == "test"]
-        inside = ((test["mean"] - test.true).abs() <= test.half_width_90).mean()
-        print(f"the truth lies within the stated 90 % interval for {inside:.0%} of test alloys")
-    if len(single) > 1:
-        summary = summarise(settings, single, ensemble, predictions)
-        summary = pd.DataFrame([identity]).merge(summary, how="cross")
-        write_csv(summary, result_name(settings, "_summary.csv"))
-    runs = list(zip(single.split, single.seed))
-    losses = [(*runs[replica], *rest) for replica, *rest in sorted(outcome.losses)]
-    losses = pd.DataFrame(losses, columns=["split", "seed", "epoch", "train", "watched"])
-    write_csv(single, result_name(settings, "_metrics.csv"))
-    write_csv(predictions, result_name(settings, "_predictions.csv"))
-    write_csv(losses, result_name(settings, "_losses.csv"))
-    plot_parity(predictions, settings, result_name(settings, "_parity.png"))
-    save_checkpoint(settings, data, splits, outcome.state, result_name(settings, ".pt"))
-    print(f"written: {result_name(settings, '_*.csv')}, _parity.png and .pt")
-
-
 def split_scores(data, split, predicted, scale):
     """`scores` of training and test set as one row, train_R2 and so on; predicted: (n,)."""
     return {
@@ -109,14 +79,72 @@ def split_scores(data, split, predicted, scale):
     }
 
 
-def summarise(settings, single, ensemble, predictions):
+def report(chosen, data, splits, outcome, how=None):
+    """Print the figures of all runs, write all results, and predict what PREDICT asks for.
+
+    how: in what way the epoch was chosen; None: as SELECT_BY says.
+    """
+    rule = chosen.SELECT_BY if how is None else "fixed"
+    run_settings = {
+        "method": chosen.METHOD, "target": chosen.TARGET, "alloys": chosen.ALLOYS,
+        "percent": chosen.PERCENT, "select_by": rule,
+    }  # fmt: skip
+    runs = [(split.number, seed) for split in splits for seed in chosen.SEEDS]
+    single, ensemble, tables = [], [], []
+    for i, split in enumerate(splits):
+        for j, seed in enumerate(chosen.SEEDS):
+            row = run_settings | {"split": split.number, "seed": seed, "epoch": outcome.epochs[len(single)]}
+            single.append(row | split_scores(data, split, outcome.predicted[i, j], outcome.scales[i]))
+        ensemble.append(split_scores(data, split, outcome.predicted[i].mean(0), outcome.scales[i]))
+        for part, members in (("train", split.train), ("test", split.test)):
+            of_members = outcome.predicted[i][:, members]
+            values = {"true": data.targets[members], "mean": of_members.mean(0), "std": of_members.std(0)}
+            values |= {name: value[i, members] for name, value in outcome.columns.items()}
+            tables.append(
+                data.table.iloc[members][["structure", "phase"]].assign(
+                    split=split.number, set=part, **values
+                )
+            )
+    single, ensemble, predictions = pd.DataFrame(single), pd.DataFrame(ensemble), pd.concat(tables)
+    predictions = predictions[["split", *predictions.columns.drop("split")]]
+    losses = [(*runs[replica], *rest) for replica, *rest in sorted(outcome.losses)]
+    losses = pd.DataFrame(losses, columns=["split", "seed", "epoch", "train", "watched"])
+
+    print(f"{METHODS[chosen.METHOD]} {chosen.TARGET}, epoch {how or HOW[chosen.SELECT_BY]}")
+    for row in single.head(MOST_RUNS).to_dict("records"):
+        print(f"split {row['split']}, seed {row['seed']}, epoch {row['epoch']}")
+        for part in ("train", "test"):
+            print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
+    if len(single) > MOST_RUNS:
+        print(f"and {len(single) - MOST_RUNS} more, in the file of metrics")
+
+    identity = settings.identity(chosen, data.sha256)
+    words = [f"{value:g}" if isinstance(value, float) else value for value in run_settings.values()]
+    name = settings.free_name(chosen.RESULTS_DIR, "_".join(words), "{}_settings.json", identity)
+    with settings.whole_files(chosen.RESULTS_DIR) as new:
+        new(f"{name}_settings.json").write_text(identity, encoding="utf-8")
+        if len(single) > 1:
+            summary = summarise(chosen, single, ensemble, predictions)
+            summary = pd.DataFrame([run_settings]).merge(summary, how="cross")
+            settings.write_csv(summary, new(f"{name}_summary.csv"))
+        settings.write_csv(single, new(f"{name}_metrics.csv"))
+        settings.write_csv(predictions, new(f"{name}_predictions.csv"))
+        settings.write_csv(losses, new(f"{name}_losses.csv"))
+        plot_parity(chosen, data, predictions, new(f"{name}_parity.png"))
+        save_checkpoint(chosen, data, splits, outcome, new(f"{name}.pt"))
+    print(f"written: {chosen.RESULTS_DIR / name}_*.csv, _settings.json, _parity.png and .pt")
+    if chosen.PREDICT:
+        predict_for(chosen, chosen.RESULTS_DIR / f"{name}.pt")
+
+
+def summarise(chosen, single, ensemble, predictions):
     """Print and return the test set's figures, mean and standard deviation over splits.
 
     single: a row per network; the mean over a split's seeds enters. ensemble: a row per split, of
     the mean prediction over seeds. Returns a frame with a row for each.
     """
-    unit, names = UNITS[settings.TARGET], ["test_R2", "test_RMSE", "test_MAE"]
-    of_runs = f"{len(settings.SPLITS)} split(s) x {len(settings.SEEDS)} seed(s)"
+    unit, names = TARGETS[chosen.TARGET].unit, ["test_R2", "test_RMSE", "test_MAE"]
+    counts = {"splits": len(chosen.SPLITS), "seeds": len(chosen.SEEDS)}
     rows = []
     for kind, frame in (("single networks", single.groupby("split")[names].mean()), ("ensemble", ensemble)):
         mean, std = frame[names].mean(), frame[names].std()
@@ -124,14 +152,12 @@ def summarise(settings, single, ensemble, predictions):
         for name in names:
             spread = f" ± {std[name]:.4f}" if len(frame) > 1 else ""
             figures.append(f"{name[5:]} {mean[name]:.4f}{spread}" + (f" {unit}" if name != "test_R2" else ""))
-        print(f"{kind}, {of_runs}, test: {', '.join(figures)}")
+        print(f"{kind}, {counts['splits']} split(s) x {counts['seeds']} seed(s), test: {', '.join(figures)}")
         rows.append(
-            {"of": kind, "splits": len(settings.SPLITS), "seeds": len(settings.SEEDS)}
-            | {f"{name}_mean": mean[name] for name in names}
-            | {f"{name}_std": std[name] for name in names}
+            {"of": kind} | counts | mean.add_suffix("_mean").to_dict() | std.add_suffix("_std").to_dict()
         )
-    test = predictions[predictions.set == "test"]
-    if len(settings.SEEDS) > 1:
+    if len(chosen.SEEDS) > 1:
+        test = predictions[predictions.set == "test"]
         error = (test["mean"] - test.true).abs()
         within = [(error <= n * test["std"]).mean() for n in (1, 2)]
         print(
@@ -142,91 +168,77 @@ def summarise(settings, single, ensemble, predictions):
     return pd.DataFrame(rows)
 
 
-def plot_parity(predictions, settings, path):
-    """True against predicted values (mean over seeds), training and test set."""
+def plot_parity(chosen, data, predictions, path):
+    """True against predicted values (mean over seeds), training and test set of all splits."""
     from matplotlib.figure import Figure
 
-    axes = (figure := Figure(figsize=(4.5, 4.5), layout="constrained")).subplots()
-    for part, colour in (("train", "tab:gray"), ("test", "tab:red")):
+    target = TARGETS[chosen.TARGET]
+    axes = (figure := Figure(figsize=(5, 5), layout="constrained")).subplots()
+    for part, name, colour in (("train", "training", "tab:gray"), ("test", "test", "tab:red")):
         points = predictions[predictions.set == part]
-        axes.scatter(points.true, points["mean"], s=12, c=colour, alpha=0.6, label=f"{part} ({len(points)})")
+        found = scores(points.true, points["mean"])
+        label = f"{name} ({len(points)}): R² {found['R2']:.3f}, RMSE {found['RMSE']:.4f}"
+        axes.scatter(points.true, points["mean"], s=12, c=colour, alpha=0.6, label=label)
     axes.axline((0, 0), slope=1, c="k", lw=0.8, zorder=0)
-    label = {"Ef": "formation energy (eV/atom)", "Ms": "magnetisation (μB/atom)"}[settings.TARGET]
     axes.set(
-        xlabel=f"{label} in the database",
-        ylabel=f"predicted {label}",
-        title=f"{settings.METHOD} {settings.TARGET}",
+        xlabel=f"{target.label} in the database ({target.unit})",
+        ylabel=f"predicted {target.label} ({target.unit})",
     )
+    axes.set_title(f"{METHODS[chosen.METHOD]}; data: {data.source}", fontsize=9)
     axes.set_aspect("equal", "datalim")
-    axes.legend()
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150, format="png")
 
 
-def save_checkpoint(settings, data, splits, state, path):
-    """State and settings of a run; `load_checkpoint` reads them without running code."""
-    import torch
+# ==== checkpoints and predictions =================================================================
 
-    plain = {
-        name: value if isinstance(value, bool | int | float | list | None) else str(value)
-        for name, value in vars(settings).items()
-    }
+
+def save_checkpoint(chosen, data, splits, outcome, path):
+    """What predictions need, and what the run was; `load_checkpoint` reads it without running code."""
     rows = np.unique(np.concatenate([split.train for split in splits]))
-    with whole_file(path) as temporary:
-        torch.save(
-            {
-                "state": state,
-                "settings": plain,
-                "elements": list(data.system.elements),
-                "excluded": [sorted(pair) for pair in data.system.excluded],
-                # what it was trained on, to tell which alloys lie outside
-                "least": torch.tensor(data.inputs[rows].min(0)),
-                "greatest": torch.tensor(data.inputs[rows].max(0)),
-                "n_components": sorted(set(data.table.n_components.to_numpy()[rows].tolist())),
-            },
-            temporary,
-        )
+    buffer = io.BytesIO()  # a full disk is an error of the writing, not one of torch's
+    torch.save(
+        {
+            "state": outcome.state,
+            "module": outcome.module,
+            "target": chosen.TARGET,
+            "method": chosen.METHOD,
+            "elements": list(data.system.elements),
+            "excluded": [sorted(pair) for pair in data.system.excluded],
+            # what it was trained on, to tell which alloys lie outside
+            "least": torch.tensor(data.inputs[rows].min(0)),
+            "greatest": torch.tensor(data.inputs[rows].max(0)),
+            "n_components": sorted(set(data.table.n_components.to_numpy()[rows].tolist())),
+        },
+        buffer,
+    )
+    path.write_bytes(buffer.getvalue())
 
 
 def load_checkpoint(path):
-    """A checkpoint: (predict, what `save_checkpoint` saved). Raises InputError if it is none.
+    """A checkpoint: (predict_alloys, what `save_checkpoint` saved). Raises InputError if it is none.
 
-    predict: function (mole fractions (n, n_elements), phases (n,)) -> predictions of all networks
-    (n_networks, n) in the target's unit, and half widths of 90 % intervals (n,) or None. No code
+    predict_alloys: function (mole fractions (n, n_elements), phases (n,)) -> predictions of all networks
+    (n_networks, n) in the target's unit, and what else the method says, {name: (n,)}. No code
     from the file is run (weights_only).
     """
-    import pickle
-
-    import torch
-
     try:
         with warnings.catch_warnings():  # on files that are none: what to do is said in one line below
             warnings.simplefilter("ignore")
             saved = torch.load(path, map_location="cpu", weights_only=True)
         system = System(tuple(saved["elements"]), tuple(map(frozenset, saved["excluded"])))
-        if "committees" in saved["state"]:
-            import committee
-
-            model = committee.restored(saved["state"])
-
-            def predict_alloys(fractions, phases):
-                return committee.predict_compositions(model, system, fractions, phases)
-
-        else:
-            model = networks.restored(saved["state"])
-
-            def predict_alloys(fractions, phases):
-                inputs = network_inputs(fractions, phases, system.elements)
-                return networks.predict(model, inputs).reshape(-1, len(inputs)), None
-
-        middle = np.full((1, len(system.elements)), 1 / len(system.elements))
-        predict_alloys(middle, PHASES[:1])
-        saved["settings"]["TARGET"], saved["settings"]["METHOD"], saved["least"], saved["greatest"]
+        if saved["module"] not in ("common", "main_committee"):
+            raise ValueError("no module of this project")
+        predict_alloys = importlib.import_module(saved["module"]).predictor(saved["state"], system)
+        predict_alloys(np.full((1, len(system.elements)), 1 / len(system.elements)), PHASES[:1])
+        METHODS[saved["method"]], TARGETS[saved["target"]], saved["least"], saved["greatest"]
         saved["n_components"]
     except OSError as error:
         raise InputError(f"{path}: expected a checkpoint of an earlier run ({error.strerror})") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, *NO_CHECKPOINT):
-        raise InputError(f"{path}: expected a checkpoint that main.py or main_transfer.py wrote") from None
+    except (
+        pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
+    ):  # fmt: skip
+        raise InputError(f"{path}: expected a checkpoint that one of the main scripts wrote") from None
     return predict_alloys, saved
 
 
@@ -237,10 +249,9 @@ def alloys_to_predict(text):
     and perhaps phase.
     """
     if not text.endswith(".csv"):
-        formulas = text.replace(",", " ").split()
-        frame = pd.DataFrame({"formula": formulas})
+        frame = pd.DataFrame({"formula": text.replace(",", " ").split()})
     else:
-        frame = read_table(Path(text), [])
+        frame = common.read_table(Path(text), [])
         if "structure" in frame:
             parts = frame.structure.astype(str).str.extract(r"^([^_]+)_.*?(fcc|bcc)$")
             frame = parts.set_axis(["formula", "phase"], axis=1)
@@ -249,7 +260,7 @@ def alloys_to_predict(text):
         if "phase" in frame and not frame.phase.isin(PHASES).all():
             raise InputError(f"{text}: expected fcc or bcc as phase in each row")
         frame = frame[[column for column in ("formula", "phase") if column in frame]].astype(str)
-    bad = [formula for formula in frame.formula if not is_formula(formula)]
+    bad = [formula for formula in frame.formula if not common.is_formula(formula)]
     if bad or frame.empty:
         raise InputError(f"PREDICT: expected formulas, such as FeNiCoCr; got {listed(bad) or 'none'}")
     if "phase" not in frame:
@@ -257,29 +268,24 @@ def alloys_to_predict(text):
     return frame.reset_index(drop=True)
 
 
-def result_name(settings, ending):
-    """Path of one of a run's results."""
-    return settings.RESULTS_DIR / f"{settings.METHOD}_{settings.TARGET}{ending}"
-
-
-def predicts_only(settings):
+def predicts_only(chosen):
     """Look at PREDICT, CHECKPOINT and RESULTS_DIR before the work; predict if no training is asked for."""
-    output_folder(settings.RESULTS_DIR)
-    if settings.PREDICT:
-        alloys_to_predict(settings.PREDICT)
-    if settings.CHECKPOINT and not settings.PREDICT:
+    settings.output_folder(chosen.RESULTS_DIR)
+    if chosen.PREDICT:
+        alloys_to_predict(chosen.PREDICT)
+    if chosen.CHECKPOINT and not chosen.PREDICT:
         raise InputError("CHECKPOINT: expected with PREDICT, which says for which alloys")
-    if settings.CHECKPOINT:
-        predict_for(settings, settings.CHECKPOINT)
-    return bool(settings.CHECKPOINT)
+    if chosen.CHECKPOINT:
+        predict_for(chosen, chosen.CHECKPOINT)
+    return bool(chosen.CHECKPOINT)
 
 
-def predict_for(settings, checkpoint):
-    """Print and write the predictions of a checkpoint for the alloys of PREDICT."""
+def predict_for(chosen, checkpoint):
+    """Write and print the predictions of a checkpoint for the alloys of PREDICT."""
     from pymatgen.core import Composition
 
     predict_alloys, saved = load_checkpoint(checkpoint)
-    frame, elements = alloys_to_predict(settings.PREDICT), saved["elements"]
+    frame, elements = alloys_to_predict(chosen.PREDICT), saved["elements"]
     amounts = [Composition(formula).get_el_amt_dict() for formula in frame.formula]
     foreign = [[element for element in amount if element not in elements] for amount in amounts]
     remarks = [[f"element {element} not seen" for element in strange] for strange in foreign]
@@ -287,24 +293,27 @@ def predict_for(settings, checkpoint):
         if len(amount) not in saved["n_components"]:
             remark.append(f"alloys of {len(amount)} not seen")
     known = np.flatnonzero([not strange for strange in foreign])
-    columns = {"mean": np.full(len(frame), np.nan), "std": np.full(len(frame), np.nan)}
     if len(known):
-        fractions, phases = mole_fractions(frame.formula[known], elements), frame.phase[known].tolist()
-        predicted, half_widths = predict_alloys(fractions, phases)
-        columns["mean"][known], columns["std"][known] = predicted.mean(0), predicted.std(0)
-        if half_widths is not None:
-            columns["half_width_90"] = np.full(len(frame), np.nan)
-            columns["half_width_90"][known] = half_widths
-        inputs = network_inputs(fractions, phases, elements)
+        fractions = common.mole_fractions(frame.formula[known], elements)
+        phases = frame.phase[known].tolist()
+        predicted, columns = predict_alloys(fractions, phases)
+        columns = {"mean": predicted.mean(0), "std": predicted.std(0)} | columns
+        frame = frame.join(pd.DataFrame(columns, index=known))
+        inputs = common.network_inputs(fractions, phases, elements)
         outside = (inputs < saved["least"].numpy() - 1e-9) | (inputs > saved["greatest"].numpy() + 1e-9)
         names = [*(f"c({e})" for e in elements), "S", "delta_r", "delta_chi", "valence", *PHASES]
         for i, beyond in zip(known, outside):
             if beyond.any():
                 named = ", ".join(name for name, is_out in zip(names, beyond) if is_out)
                 remarks[i].append(f"outside the training range: {named}")
-    unit = UNITS[saved["settings"]["TARGET"]]
-    frame = frame.assign(**columns, unit=unit, outside=["; ".join(remark) for remark in remarks])
-    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
-    name = f"{saved['settings']['METHOD']}_{saved['settings']['TARGET']}_predicted.csv"
-    write_csv(frame, settings.RESULTS_DIR / name)
-    print(f"mean and std over all splits and seeds of the run; written: {settings.RESULTS_DIR / name}")
+    unit = TARGETS[saved["target"]].unit
+    frame = frame.assign(unit=unit, outside=["; ".join(remark) for remark in remarks])
+    name = settings.free_name(
+        chosen.RESULTS_DIR, f"{Path(checkpoint).stem}_predicted", "{}.csv", settings.csv_text(frame)
+    )
+    with settings.whole_files(chosen.RESULTS_DIR) as new:
+        settings.write_csv(frame, new(f"{name}.csv"))
+    print(frame.head(MOST_LINES).to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    if len(frame) > MOST_LINES:
+        print(f"and {len(frame) - MOST_LINES} more, in the file")
+    print(f"mean and std over all splits and seeds of the run; written: {chosen.RESULTS_DIR / name}.csv")

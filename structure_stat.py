@@ -2,25 +2,17 @@
 
     python structure_stat.py
     python structure_stat.py --data-dir ../HEA_data --table-dir tables
-    python structure_stat.py --check
-    python structure_stat.py --fix
 
 Reads Database.csv and POSCARS/ in DATA_DIR. Writes fcc_train.csv and bcc_train.csv to TABLE_DIR: a
 row per structure, with the probability that a cluster of each shape (point, nearest-neighbour pair,
 triplet, quadruplet, second-neighbour pair) holds each combination of elements, and the targets.
---check and --fix hold the database against itself and the POSCARs instead: see check.py.
+Cells are counted as they are given; check.py holds them against the database.
 """
 
-import multiprocessing
-import os
 import re
-import signal
-import sys
-import threading
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from itertools import combinations, product, starmap
+from itertools import combinations, product
 
 import joblib
 import numpy as np
@@ -30,34 +22,36 @@ from pymatgen.io.vasp.inputs import Poscar
 from tqdm import tqdm
 
 import common
-from common import BLOCKS, TARGETS, InputError
+import settings
+from common import BLOCKS, TARGETS
+from settings import InputError
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder for the two occupation tables; None: DATA_DIR
-CHECK = False  # True: only look for faults in the database, and write Database_findings.csv
-FIX = False  # True: the same, and write Database_fixed.csv, a copy with what the data settle themselves
 # --------------------------------------------------------------------------------------------------
 
 FIRST_SHELL = {"fcc": 12, "bcc": 8}  # atoms
 SECOND_SHELL = 6  # atoms, in both
 CHUNK = 16  # structures counted together: many make numpy's loops long, few stay in the processor's cache
-# Forked workers need import nothing. START is how they start, PARALLEL_FROM the number of structures
-# below which the start takes longer than the counting.
-START, PARALLEL_FROM = ("fork", 200) if sys.platform == "linux" else ("spawn", 1500)
-DIGITS = 6  # lengths equal to 1e-6 angstrom are a tie, whatever a machine's rounding makes of them
-TIE = 1e-9  # angstrom per place in the list: settles it
+PARALLEL_FROM = 2000  # structures; fewer are counted before the workers have started
+DECIMALS = 9  # of the tables, as published; cluster expansions are fitted to what is rounded
 MIN_DISTANCE = 0.5  # angstrom; closer atoms stand on one site
 VOLUMES = (1, 500)  # angstrom^3 per atom; beyond, lengths are not in angstrom, or a digit is wrong
 ROUNDS = 8  # in the search for neighbours; with as many, some atom stands alone in an empty cell
 
 
 def neighbours(structure, phase):
-    """The first two shells of each atom, by rank of true periodic distance, near atoms first.
+    """The first two shells of each atom, by rank of true periodic distance.
 
     structure: a pymatgen Structure. phase: 'fcc' or 'bcc', for the number of atoms in the shells.
-    Returns site numbers (n_atoms, n) and vectors from the atom to them in angstrom (n_atoms, n, 3),
-    n = 18 for fcc and 14 for bcc. Raises InputError where atoms stand on one site, or one far from all.
+    Returns site numbers (n_atoms, n), near ones first, and Cartesian positions in angstrom
+    (n_atoms, 1 + n, 3), the atom itself first; n = 18 for fcc and 14 for bcc.
+    Raises InputError where atoms stand on one site, or one far from all.
+
+    In some small cells atoms are equally far, and rounding settles which of them count. So that tables
+    agree with the published ones in every row, positions and distances are rounded as there: those of a
+    block of 3 x 3 x 3 cells, the atom in the middle one, and ties go to the first in the block.
     """
     n = FIRST_SHELL[phase] + SECOND_SHELL
     n_atoms = len(structure)
@@ -73,58 +67,57 @@ def neighbours(structure, phase):
         radius *= 1.2
     else:
         raise InputError(f"an atom with {count.min()} others within {radius / 1.2:.1f} angstrom")
-    order = np.lexsort((np.round(distance, DIGITS), centre))
+    lattice = structure.lattice.matrix
+    positions = structure.frac_coords @ lattice
+    middle = positions + (lattice[0] + lattice[1] + lattice[2])
+    cell = image + 1.0  # of the block, each 0 to 2 where the cell is large
+    shift = cell[:, :1] * lattice[0] + cell[:, 1:2] * lattice[1] + cell[:, 2:] * lattice[2]
+    block = positions[site] + shift
+    order = np.lexsort((site, *image.T[::-1], distances(block, middle[centre]), centre))
     nearest = order[(np.cumsum(count) - count)[:, None] + np.arange(n)]  # (n_atoms, n)
-    position = structure.cart_coords
-    vector = position[site] + image @ structure.lattice.matrix - position[centre]
-    return site[nearest], vector[nearest]
+    return site[nearest], np.concatenate([middle[:, None], block[nearest]], axis=1)
 
 
-def lengths(vectors):
-    """Lengths along the last axis; numpy's norm takes three times as long for axes of three."""
-    return np.sqrt(np.einsum("...i,...i->...", vectors, vectors))
+def distances(one, other):
+    """Between positions (..., 3), the squares added up in the order of the axes, as published."""
+    square = one - other
+    square *= square
+    return np.sqrt(square[..., 0] + square[..., 1] + square[..., 2])
 
 
-def cluster_members(vectors, phase):
+def cluster_members(positions, phase):
     """Which neighbours form clusters with their atom, on a lattice that may be distorted.
 
-    vectors: (n_atoms, n, 3) from `neighbours`. Returns a dict from block to an array of neighbour
+    positions: (n_atoms, 1 + n, 3) from `neighbours`. Returns a dict from block to an array of neighbour
     ranks (n_atoms or 1, clusters per atom, cluster size - 1). On an undistorted fcc lattice these
     are the triangle and the tetrahedron of first-neighbour edges; in bcc the triangle of two first-
     and one second-neighbour edge, and the tetrahedron of four first- and two second-neighbour edges.
     """
     n1 = FIRST_SHELL[phase]
     n = n1 + SECOND_SHELL
-    length = lengths(vectors)  # (n_atoms, n)
-    mutual = lengths(vectors[:, :n1, None] - vectors[:, None])  # (n_atoms, n1, n)
+    near = positions[:, 1:]
+    length = distances(near, positions[:, :1])  # (n_atoms, n)
+    mutual = distances(near[:, :n1, None], near[:, None])  # (n_atoms, n1, n)
     within = np.array(list(combinations(range(n1), 2)))  # both of the first shell
-    between = np.array(list(product(range(n1), range(n1, n))))  # one of each shell
+    pairs = np.array([(j, k) for j in range(n1) for k in range(j + 1, n1 if phase == "fcc" else n)])
 
-    def perimeter(pairs):
+    def least_perimeter(pairs, number):
         j, k = pairs.T
-        return length[:, j] + length[:, k] + mutual[:, j, k]  # (n_atoms, n_pairs)
-
-    def least(sizes, number):
-        """Positions of the `number` least along the last axis; of equal ones, the first."""
-        place = np.arange(sizes.shape[-1])
-        return np.argpartition(np.round(sizes, DIGITS) + TIE * place, number - 1)[..., :number]
+        return pairs[least(length[:, j] + length[:, k] + mutual[:, j, k], number)]  # (n_atoms, number, 2)
 
     if phase == "fcc":
-        bases = triplets = within[least(perimeter(within), 24)]  # (n_atoms, 24, 2)
+        bases = triplets = least_perimeter(within, 24)
         fourths, per_base = np.arange(n1), 1
     else:
-        pairs = np.concatenate([within, between])
-        triplets = pairs[least(perimeter(pairs), 36)]  # (n_atoms, 36, 2)
-        bases = within[least(perimeter(within), 12)]  # (n_atoms, 12, 2)
+        triplets, bases = least_perimeter(pairs, 36), least_perimeter(within, 12)
         fourths, per_base = np.arange(n1, n), 2
 
-    # The fourth atom: least distance sum to the atom and
-    # to the two others of its base.
+    # The fourth atom: least distance sum to the atom and to the two others of its base.
     j, k = bases[..., :1], bases[..., 1:]
-    atom = np.arange(len(vectors))[:, None, None]
+    atom = np.arange(len(near))[:, None, None]
     distance_sum = length[:, None, fourths] + mutual[atom, j, fourths] + mutual[atom, k, fourths]
     distance_sum[(fourths == j) | (fourths == k)] = np.inf  # (n_atoms, n_bases, n_fourths)
-    fourth = fourths[least(distance_sum, per_base)].reshape(len(vectors), -1, 1)
+    fourth = fourths[least(distance_sum, per_base)].reshape(len(near), -1, 1)
     quadruplets = np.concatenate([np.repeat(bases, per_base, axis=1), fourth], axis=2)
     return {
         "points": np.empty((1, 1, 0), int),
@@ -133,6 +126,11 @@ def cluster_members(vectors, phase):
         "quadruplets": quadruplets,
         "second_pairs": np.arange(n1, n).reshape(1, SECOND_SHELL, 1),
     }
+
+
+def least(sizes, number):
+    """Positions of the `number` least along the last axis; of equal ones, the first."""
+    return np.argsort(sizes, axis=-1, kind="stable")[..., :number]
 
 
 def cluster_sites(sites, members):
@@ -229,7 +227,7 @@ def count_structures(paths, formulas, phase, system):
 
     Columns: those of all BLOCKS, in order. With a fault the probabilities are None.
     """
-    species, sites, vectors, faults = [], [], [], []
+    species, sites, positions, faults = [], [], [], []
     offset = 0
     for path, formula in zip(paths, formulas):
         try:
@@ -238,13 +236,13 @@ def count_structures(paths, formulas, phase, system):
             faults.append(str(error))
             continue
         try:
-            site, vector = neighbours(structure, phase)
+            site, position = neighbours(structure, phase)
         except InputError as error:
             faults.append(f"{path.name} ({error})")
             continue
         species.append([system.elements.index(site.specie.symbol) for site in structure])
         sites.append(site + offset)
-        vectors.append(vector)
+        positions.append(position)
         offset += len(structure)
     if faults:
         return None, faults
@@ -252,7 +250,7 @@ def count_structures(paths, formulas, phase, system):
     first = np.cumsum(n_atoms) - n_atoms  # of each structure's atoms
     species, sites = np.concatenate(species), np.concatenate(sites)
     blocks = []
-    for block, members in cluster_members(np.concatenate(vectors), phase).items():
+    for block, members in cluster_members(np.concatenate(positions), phase).items():
         clusters = cluster_sites(sites, members)  # (n_atoms, clusters per atom, size)
         lookup = column_of(system, block)
         columns = lookup[tuple(species[clusters[..., i]] for i in range(clusters.shape[-1]))]
@@ -261,71 +259,59 @@ def count_structures(paths, formulas, phase, system):
     return np.hstack(blocks), faults
 
 
-def start_worker():
-    """In a worker: leave Ctrl-C to the main process, and end when that one does, even if killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_main():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_main, daemon=True).start()
-
-
-def count_chunks(chunks, workers, start=START):
+def count_chunks(chunks, workers):
     """What `count_structures` returns for each chunk of its arguments, in order, as they come."""
-    if workers == 1:
-        yield from starmap(count_structures, chunks)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(start), start_worker) as pool:
-        yield from pool.map(count_structures, *zip(*chunks))
+    calls = (joblib.delayed(count_structures)(*chunk) for chunk in chunks)
+    return joblib.Parallel(workers, return_as="generator")(calls)
 
 
-def main():
-    settings = common.read_settings(globals(), CHECK=common.true_or_false, FIX=common.true_or_false)
-    if settings.CHECK or settings.FIX:
-        import check
+def count_all(folder, database, system):
+    """Occupation probabilities of all structures: {phase: (n, n_columns)}, in the database's order.
 
-        check.run(settings)
-        return
-    database, system = common.read_database(settings)
-    common.output_folder(settings.TABLE_DIR)
-    folder = settings.DATA_DIR / "POSCARS"
+    Raises InputError that names all faults found.
+    """
     missing = [name for name in database.structure if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{folder}: expected a POSCAR for each structure; none for {common.listed(missing)}")
-
+        found = settings.listed(missing)
+        raise InputError(f"{folder}: expected a POSCAR for each structure; none for {found}")
     chunks = []
     for phase in common.phases_of(database):
         rows = database[database.phase == phase]
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
             chunks.append(([folder / name for name in part.structure], list(part.formula), phase, system))
-    workers = 1
-    if len(database) >= PARALLEL_FROM:
-        workers = min(joblib.cpu_count(), len(chunks), 60)  # Windows allows 61
-    results = []
+    workers = -1 if len(database) >= PARALLEL_FROM else 1
+    found, faults = {phase: [] for phase in common.phases_of(database)}, []
     with tqdm(total=len(database), desc="structures", unit="") as bar:
-        for chunk, result in zip(chunks, count_chunks(chunks, workers)):
-            results.append(result)
+        for chunk, (values, new_faults) in zip(chunks, count_chunks(chunks, workers)):
+            found[chunk[2]].append(values)
+            faults += new_faults
             bar.update(len(chunk[0]))
-
-    faults = [fault for _, found in results for fault in found]
     if faults:
         raise InputError(
             f"{folder}: expected whole POSCARs with the composition of their name, of "
-            f"{', '.join(system.elements)}, one atom a site; found {common.listed(faults)}"
+            f"{', '.join(system.elements)}, one atom a site; found {settings.listed(faults)}"
         )
+    return {phase: np.concatenate(values) for phase, values in found.items()}
+
+
+def main():
+    chosen = settings.read(globals())
+    targets = common.targets_in(chosen.DATA_DIR)
+    database, system = common.read_database(chosen.DATA_DIR, targets, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS)
+    print(f"data: {common.data_set(chosen.DATA_DIR)}", flush=True)
+    settings.output_folder(chosen.TABLE_DIR)
+    counted = count_all(chosen.DATA_DIR / "POSCARS", database, system)
     columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
-    for phase in common.phases_of(database):
-        rows = database[database.phase == phase].reset_index(drop=True)
-        values = [result[0] for chunk, result in zip(chunks, results) if chunk[2] == phase]
-        table = pd.DataFrame(np.concatenate(values), columns=columns)
-        table = pd.concat([rows[["structure"]], table, rows[list(TARGETS.values())]], axis=1)
-        path = settings.TABLE_DIR / f"{phase}_train.csv"
-        common.write_csv(table, path)
-        print(f"{path}: {len(table)} structures, {len(columns)} columns of clusters")
+    with settings.whole_files(chosen.TABLE_DIR) as new:
+        for phase, values in counted.items():
+            rows = database[database.phase == phase].reset_index(drop=True)
+            table = pd.DataFrame(values, columns=columns).round(DECIMALS)
+            parts = [rows[["structure"]], table, rows[[TARGETS[target].column for target in targets]]]
+            settings.write_csv(pd.concat(parts, axis=1), new(f"{phase}_train.csv"))
+            print(f"{phase}_train.csv: {len(table)} structures, {len(columns)} columns of clusters")
+    print(f"written to {chosen.TABLE_DIR}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    settings.run(main)

@@ -10,17 +10,20 @@ anisotropic Matérn kernel (gp), support vector regression (svr), random forest 
 boosting (gb); each chooses its hyperparameters inside the training set. Networks count as the
 ensemble mean over SEEDS.
 
-Writes to RESULTS_DIR: parts/ (one file per piece of work; what is there is not done again, so an
-interrupted run goes on where it was), comparison.csv (tidy, a row per method, rule and split),
+Writes to RESULTS_DIR: parts/ (one file per piece of work, named by a hash of all that it follows from:
+data, tables, settings, code; what is there is not done again, so an interrupted run goes on where it
+was), comparison.csv (tidy, a row per method, rule and split),
 comparison.md, learning_curve.png and paired.png.
 """
 
+import hashlib
+import json
 import os
 import sys
 import time
 import warnings
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -29,19 +32,20 @@ from scipy.stats import t as student
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import committee
 import common
 import generate
 import main as scratch
+import main_committee
 import main_transfer as transfer
-import networks
 import report
+import settings
+import structure_stat
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results/compare"  # folder for what this script writes
-METHODS = "scratch scratch_prime da tl tl_committee ce gp svr rf gb"  # which to compare
+METHODS = "scratch scratch_prime da tl committee ce gp svr rf gb"  # which to compare
 TARGETS = "Ef Ms"  # Ef, Ms
 ALLOY_SETS = "4+5 Total"  # 4+5, Total
 PERCENTS = "0 20 40 60 80 100"  # shares of the training set's four- and five-element alloys
@@ -53,23 +57,22 @@ SCHEDULER = None  # address of the Dask scheduler or Ray cluster; None: one on t
 # --------------------------------------------------------------------------------------------------
 
 CHUNK = 5  # splits per piece of work: the networks of all train side by side
-LABELS = {
-    "scratch": "Scratch", "scratch_prime": "Scratch′", "da": "DA", "tl": "TL",
-    "tl_committee": "TL committee", "ce": "CE alone",
-    "gp": "Gaussian process", "svr": "support vectors", "rf": "random forest", "gb": "gradient boosting",
+LABELS = report.METHODS | {
+    "ce": "CE alone", "gp": "Gaussian process", "svr": "support vectors", "rf": "random forest",
+    "gb": "gradient boosting",
 }  # fmt: skip
-NETWORKS = {"scratch": scratch, "scratch_prime": scratch, "da": transfer, "tl": transfer}
+NETWORKS = ("scratch", "scratch_prime", "da", "tl")
 KEYS = ["alloys", "target", "percent", "method", "rule"]
 
 
-# ---- the peers: (settings, data, training rows, test rows, split number) -> predictions ----------
+# ---- the peers: (data, training rows, test rows, split number) -> predictions ------------------------
 
 
-def predict_ce(settings, data, train, test, number):
+def predict_ce(data, train, test, number):
     """A ridge per phase on points, pairs and triplets; its penalty by leave-one-out in training."""
     from sklearn.linear_model import RidgeCV
 
-    columns = generate.ce_columns(data.system, settings.CLUSTERS)
+    columns = generate.ce_columns(data.system, generate.CLUSTERS)
     inputs, phases = data.table[columns].to_numpy(), data.table.phase.to_numpy()
     predicted = np.empty(len(test))
     for phase in common.phases_of(data.table):
@@ -79,13 +82,13 @@ def predict_ce(settings, data, train, test, number):
     return predicted
 
 
-def predict_gp(settings, data, train, test, number):
+def predict_gp(data, train, test, number):
     """Matérn kernel with a length per input, and noise; smoothness 3/2 or 5/2 by likelihood."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-    scalers = networks.Scalers.fit(data.inputs[train], data.targets[train])
+    scalers = common.Scalers.fit(data.inputs[train], data.targets[train])
     inputs, targets = scalers.transform(data.inputs[train], data.targets[train])
     models = []
     for nu in (1.5, 2.5):
@@ -104,10 +107,10 @@ def predict_gp(settings, data, train, test, number):
 def predict_by_search(model, grid):
     """A peer of scikit-learn: standardised, the best of the grid by five-fold cross-validation."""
 
-    def predict(settings, data, train, test, number):
+    def predict(data, train, test, number):
         from sklearn.model_selection import GridSearchCV, KFold
 
-        scalers = networks.Scalers.fit(data.inputs[train], data.targets[train])
+        scalers = common.Scalers.fit(data.inputs[train], data.targets[train])
         folds = KFold(5, shuffle=True, random_state=number)
         search = GridSearchCV(model(number), grid, cv=folds, scoring="neg_mean_squared_error")
         search.fit(*scalers.transform(data.inputs[train], data.targets[train]))
@@ -151,41 +154,60 @@ PEERS = {
 # ---- one piece of work ---------------------------------------------------------------------------
 
 
-def work(settings, data, piece):
+def network_predictions(piece, data, data_dir, splits, seeds):
+    """Test predictions of the published methods, with the scripts' own settings: [(n_seeds, n_test)]."""
+    method = piece["method"]
+    if method in ("da", "tl"):
+        samples = generate.make_samples(data_dir, data.table, data.system, piece["alloys"], transfer.CLUSTERS)
+
+    def fit(train_rows, watch_rows, epochs):
+        rows = train_rows, watch_rows, epochs, seeds
+        if method in ("scratch", "scratch_prime"):
+            return scratch.scratch(data, *rows, device="cpu")
+        labelled = transfer.label_by_ce(data, samples, train_rows)
+        if method == "tl":
+            return transfer.transfer(data, labelled, *rows, device="cpu")
+        selected = generate.select(samples, transfer.AUGMENT, piece["alloys"])
+        return transfer.augment(data, labelled, selected, *rows, device="cpu")
+
+    trained = common.fit_selected(
+        fit, data.table, splits, piece["rule"], scratch.EPOCHS, scratch.HOLD_OUT, scratch.REFIT
+    )
+    return [p[:, split.test] for p, split in zip(common.predict(trained, data.inputs), splits)]
+
+
+def work(piece, data, data_dir, seeds):
     """Fit a method on a chunk of splits: rows of the tidy table."""
-    started = time.time()
-    script = NETWORKS.get(piece["method"])
-    own = {name: value for name, value in vars(script or transfer).items() if name in common.OPTIONS}
-    # The script's own defaults, read as its flags would be.
-    run = {name: common.OPTIONS[name](str(value)) for name, value in own.items()}
-    run |= {
-        "TABLE_DIR": settings.TABLE_DIR, "DATA_DIR": settings.DATA_DIR, "METHOD": piece["method"],
-        "TARGET": piece["target"], "ALLOYS": piece["alloys"], "PERCENT": piece["percent"],
-        "SEEDS": settings.SEEDS, "SPLITS": piece["splits"], "SELECT_BY": piece["rule"], "DEVICE": "cpu",
-    }  # fmt: skip
-    run = SimpleNamespace(**run)
-    data = data._replace(targets=data.table[common.TARGETS[run.TARGET]].to_numpy())
-    splits = common.make_splits(run, data.table, high_only=piece["method"] == "scratch_prime")
-    if script:
-        model = networks.fit_selected(run, data, splits, script.fit)
-        predicted = [p[:, split.test] for p, split in zip(networks.predict(model, data.inputs), splits)]
-    elif piece["method"] == "tl_committee":
-        run.SEEDS = run.SEEDS[:1]  # an ensemble of networks each
-        outcome = committee.fit(run, data, splits)
+    started, method = time.time(), piece["method"]
+    high_only = method == "scratch_prime"
+    splits = [
+        common.split_rows(data.table, piece["alloys"], piece["percent"], number, high_only)
+        for number in piece["splits"]
+    ]
+    half_widths = None
+    if method in NETWORKS:
+        predicted = network_predictions(piece, data, data_dir, splits, seeds)
+    elif method == "committee":
+        outcome = main_committee.fit(
+            data, data_dir, splits, seeds[:1], piece["alloys"]
+        )  # an ensemble of networks itself
         predicted = [p[:, split.test] for p, split in zip(outcome.predicted, splits)]
+        half_widths = outcome.columns["half_width_90"]
     else:
-        predict = PEERS[piece["method"]]
-        predicted = [predict(run, data, split.train, split.test, split.number)[None] for split in splits]
+        predicted = [PEERS[method](data, one.train, one.test, one.number)[None] for one in splits]
     rows = []
     for i, (split, values) in enumerate(zip(splits, predicted)):
-        true = data.targets[split.test]
-        within = np.nan
-        if piece["method"] == "tl_committee":
-            within = (np.abs(true - values.mean(0)) <= outcome.half_widths[i, split.test]).mean()
-        ensemble, single = report.scores(true, values.mean(0), 1), [report.scores(true, v, 1) for v in values]
+        true, within = data.targets[split.test], np.nan
+        if half_widths is not None:
+            within = (np.abs(true - values.mean(0)) <= half_widths[i, split.test]).mean()
+        ensemble, single = report.scores(true, values.mean(0)), [report.scores(true, v) for v in values]
+        # What a split draws from is the pool of alloys that may be test alloys: for '4+5' those of four
+        # and five elements, which the intervals of differences need to know.
+        pool = (data.table.n_components.to_numpy()[split.train] >= 4).sum()
+        n_train = pool if piece["alloys"] == "4+5" else len(split.train)
         rows.append(
             {name: piece[name] for name in KEYS}
-            | {"split": split.number, "n_train": len(split.train), "n_test": len(split.test)}
+            | {"split": split.number, "n_train": n_train, "n_test": len(split.test)}
             | {name: ensemble[name] for name in ("R2", "RMSE", "MAE")}
             | {f"single_{name}": np.mean([one[name] for one in single]) for name in ("R2", "RMSE", "MAE")}
             | {"within_90": within, "seconds": (time.time() - started) / len(splits)}
@@ -193,47 +215,54 @@ def work(settings, data, piece):
     return pd.DataFrame(rows)
 
 
-def pieces_of(settings):
+def pieces_of(chosen):
     """All pieces of work, the most asked-for first: dicts with KEYS and splits."""
     pieces = []
-    for alloys in settings.ALLOY_SETS.split():
-        for percent in sorted(map(float, settings.PERCENTS.split()), key=lambda p: (p not in (20, 100), -p)):
-            for target in settings.TARGETS.split():
-                for method in settings.METHODS.split():
+    for alloys in chosen.ALLOY_SETS:
+        for percent in sorted(map(float, chosen.PERCENTS), key=lambda p: (p not in (20, 100), -p)):
+            for target in chosen.TARGETS:
+                for method in chosen.METHODS:
                     if method == "scratch_prime" and percent == 0:
                         continue  # nothing is left to train on
-                    for rule in settings.RULES.split() if method in NETWORKS else ["training set"]:
-                        for start in range(0, len(settings.SPLITS), CHUNK):
+                    for rule in chosen.RULES if method in NETWORKS else ["training set"]:
+                        for start in range(0, len(chosen.SPLITS), CHUNK):
                             piece = dict(zip(KEYS, (alloys, target, percent, method, rule)))
-                            pieces.append(piece | {"splits": settings.SPLITS[start : start + CHUNK]})
+                            pieces.append(piece | {"splits": chosen.SPLITS[start : start + CHUNK]})
     return pieces
 
 
-def part_path(settings, piece):
-    """File of a piece: its name says all that its content follows from, but for the data."""
-    words = [f"{piece[key]:g}" if key == "percent" else piece[key].replace(" ", "-") for key in KEYS]
-    seeds = f"{len(settings.SEEDS)}x{settings.SEEDS[0]}" if piece["method"] in NETWORKS else ""
-    return (
-        settings.RESULTS_DIR
-        / "parts"
-        / ("_".join([*words, seeds, "-".join(map(str, piece["splits"]))]) + ".csv")
-    )
+def code_hash():
+    """Of all scripts that a figure comes from: a changed line may change it."""
+    modules = (common, structure_stat, generate, scratch, transfer, main_committee, report)
+    files = [*(module.__file__ for module in modules), __file__]
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in files)).hexdigest()
 
 
-def joblib_backend(settings):
-    """Context in which joblib runs on this machine's cores, or on a Dask or Ray cluster."""
-    if settings.BACKEND == "dask":
-        from distributed import Client
+def part_path(folder, piece, data, seeds, code):
+    """File of a piece: named by all that its content follows from."""
+    follows_from = json.dumps([piece, seeds, data.sha256, code], sort_keys=True)
+    words = [piece["method"], piece["target"], piece["alloys"], f"{piece['percent']:g}"]
+    words += [piece["rule"].replace(" ", "-"), hashlib.sha256(follows_from.encode()).hexdigest()[:16]]
+    return folder / "parts" / ("_".join(words) + ".csv")
 
-        client = Client(settings.SCHEDULER)  # must stay alive as long as the context
-        return joblib.parallel_config("dask", client=client)
-    if settings.BACKEND == "ray":
-        import ray
-        from ray.util.joblib import register_ray
 
-        ray.init(address=settings.SCHEDULER)
-        register_ray()
-    return joblib.parallel_config(settings.BACKEND)
+@contextmanager
+def joblib_backend(backend, scheduler):
+    """In it joblib runs on this machine's cores, or on a Dask or Ray cluster."""
+    with ExitStack() as stack:
+        more = {}
+        if backend == "dask":
+            from distributed import Client
+
+            more["client"] = stack.enter_context(Client(scheduler))
+        if backend == "ray":
+            import ray
+            from ray.util.joblib import register_ray
+
+            ray.init(address=scheduler)
+            register_ray()
+        stack.enter_context(joblib.parallel_config(backend, **more))
+        yield
 
 
 # ---- table and pictures --------------------------------------------------------------------------
@@ -251,7 +280,10 @@ def corrected_interval(differences, n_train, n_test):
 
 
 def paired(frame, baseline="scratch", measure="RMSE"):
-    """Each method against the baseline, split by split: mean difference, its interval, ratio."""
+    """Each method against the baseline, split by split: mean difference, its interval, ratio.
+
+    Empty where the baseline is not among the methods.
+    """
     rows = []
     for (alloys, target, percent), group in frame.groupby(["alloys", "target", "percent"]):
         for rule in group.rule[group.method == baseline].unique():
@@ -267,7 +299,7 @@ def paired(frame, baseline="scratch", measure="RMSE"):
                     | {"splits": len(difference), "difference": difference.mean(), "half_width": half}
                     | {"ratio": other[measure].mean() / base[measure].mean()}
                 )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*KEYS, "splits", "difference", "half_width", "ratio"])
 
 
 def write_markdown(frame, path):
@@ -302,15 +334,13 @@ def write_markdown(frame, path):
                 shown = {"reference": "test set (as published)"}.get(rule, rule)
                 lines.append(f"| {LABELS[method]} | {shown} | " + " | ".join(cells) + " |")
         lines.append("")
-    with common.whole_file(path) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def plot_learning_curves(frame, path):
     """RMSE against the share of high-component training alloys; bands: standard error over splits."""
     from matplotlib.figure import Figure
 
-    frame = frame[frame.rule != "reference"]
     cells = sorted({*zip(frame.alloys, frame.target)})
     figure = Figure(figsize=(4.6 * len(cells), 4.2), layout="constrained")
     for axes, (alloys, target) in zip(np.ravel(figure.subplots(1, len(cells))), cells):
@@ -329,21 +359,16 @@ def plot_learning_curves(frame, path):
             )
         axes.set(
             title=f"{target}, alloys {alloys}", xlabel="four- and five-element training alloys kept (%)",
-            ylabel=f"test RMSE ({common.UNITS[target].replace('mub', 'μB')})",
+            ylabel=f"test RMSE ({common.TARGETS[target].unit})",
         )  # fmt: skip
     figure.axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    with common.whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
 
 
-def plot_paired(frame, path):
-    """Difference from Scratch in RMSE, split by split, with corrected 95 % intervals."""
+def plot_paired(found, path):
+    """Difference from Scratch in RMSE, split by split, with corrected 95 % intervals; found: of `paired`."""
     from matplotlib.figure import Figure
 
-    found = paired(frame[frame.rule != "reference"])
-    found = found[found.percent.isin([20, 100])]
-    if found.empty:
-        return
     cells = sorted({*zip(found.alloys, found.target, found.percent)})
     figure = Figure(figsize=(3.2 * len(cells) + 1, 3.4), layout="constrained")
     methods = [m for m in LABELS if m in set(found.method)]
@@ -354,47 +379,61 @@ def plot_paired(frame, path):
         axes.axvline(0, c="k", lw=0.8)
         axes.locator_params(axis="x", nbins=4)
         axes.set_yticks([-i for i in range(len(methods))], [LABELS[m] for m in methods])
-        unit = common.UNITS[target].replace("mub", "μB")
+        unit = common.TARGETS[target].unit
         axes.set(title=f"{target}, {alloys}, {percent:g} %", xlabel=f"RMSE − Scratch's ({unit})")
-    with common.whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
 
 
 def main():
-    settings = common.read_settings(
+    chosen = settings.read(
         globals(),
-        METHODS=common.words_of(*LABELS),
-        TARGETS=common.words_of(*common.TARGETS),
-        ALLOY_SETS=common.words_of("4+5", "Total"),
-        PERCENTS=common.words_of("0", "20", "40", "60", "80", "100"),
-        RULES=common.words_of("validation", "reference"),
-        BACKEND=common.one_of("loky", "threading", "dask", "ray"),
-        SCHEDULER=common.optional(str),
+        METHODS=settings.words_of(*LABELS),
+        TARGETS=settings.words_of(*common.TARGETS),
+        ALLOY_SETS=settings.words_of("4+5", "Total"),
+        PERCENTS=settings.words_of("0", "20", "40", "60", "80", "100"),
+        RULES=settings.words_of("validation", "reference"),
+        BACKEND=settings.one_of("loky", "threading", "dask", "ray"),
+        SCHEDULER=settings.optional(str),
     )
-    common.output_folder(settings.RESULTS_DIR / "parts")
-    settings.TARGET = settings.TARGETS.split()[0]  # load_data wants one; each piece takes its own
-    data = common.load_data(settings)
-    pieces = pieces_of(settings)
-    todo = [piece for piece in pieces if not part_path(settings, piece).exists()]
+    folder, seeds, code = chosen.RESULTS_DIR, chosen.SEEDS, code_hash()
+    settings.output_folder(folder / "parts")
+    of_target = {
+        target: common.load_data(
+            chosen.DATA_DIR, chosen.TABLE_DIR, target, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS
+        )
+        for target in chosen.TARGETS
+    }
+    pieces = pieces_of(chosen)
+    paths = [part_path(folder, piece, of_target[piece["target"]], seeds, code) for piece in pieces]
+    todo = [(piece, path) for piece, path in zip(pieces, paths) if not path.exists()]
     os.environ["TQDM_DISABLE"] = "1"  # the workers' bars; this one is the script's
+
+    def call(piece, path):
+        return path, work(piece, of_target[piece["target"]], chosen.DATA_DIR, seeds)
+
     with (
-        joblib_backend(settings),
+        joblib_backend(chosen.BACKEND, chosen.SCHEDULER),
         tqdm(total=len(pieces), initial=len(pieces) - len(todo), disable=False) as bar,
     ):
-        calls = (joblib.delayed(lambda p: (p, work(settings, data, p)))(piece) for piece in todo)
-        results = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls)
-        for piece, rows in results:
-            common.write_csv(rows, part_path(settings, piece))
+        calls = (joblib.delayed(call)(*one) for one in todo)
+        for path, rows in joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls):
+            with settings.whole_files(path.parent) as new:
+                settings.write_csv(rows, new(path.name))
             bar.update()
 
-    frame = pd.concat([pd.read_csv(part_path(settings, piece)) for piece in pieces], ignore_index=True)
-    common.write_csv(frame, settings.RESULTS_DIR / "comparison.csv")
-    common.write_csv(paired(frame), settings.RESULTS_DIR / "paired.csv")
-    write_markdown(frame, settings.RESULTS_DIR / "comparison.md")
-    plot_learning_curves(frame, settings.RESULTS_DIR / "learning_curve.png")
-    plot_paired(frame, settings.RESULTS_DIR / "paired.png")
-    print((settings.RESULTS_DIR / "comparison.md").read_text("utf-8"))
+    frame = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
+    with settings.whole_files(folder) as new:
+        settings.write_csv(frame, new("comparison.csv"))
+        settings.write_csv(paired(frame), new("paired.csv"))
+        write_markdown(frame, new("comparison.md"))
+        honest = frame[frame.rule != "reference"]
+        differences = paired(honest[honest.percent.isin([20, 100])])
+        if len(honest):
+            plot_learning_curves(honest, new("learning_curve.png"))
+        if len(differences):
+            plot_paired(differences, new("paired.png"))
+    print((folder / "comparison.md").read_text("utf-8"))
 
 
 if __name__ == "__main__":
-    common.run(main)
+    settings.run(main)

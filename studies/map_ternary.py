@@ -2,7 +2,7 @@
 
     python main.py --seeds 0-7
     python studies/map_ternary.py
-    python studies/map_ternary.py --checkpoint results/tl_Ms.pt --corners Fe Ni Cr
+    python studies/map_ternary.py --checkpoint results/tl_Ms_4+5_100_reference.pt --corners Fe Ni Cr
     python studies/map_ternary.py --corners FeNi CoCr Mn --rest Pd --share 0
 
 Reads a checkpoint of main.py or main_transfer.py. Each corner is an element or a formula of several
@@ -19,9 +19,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 import report
+import settings
 
 # ---- settings ------------------------------------------------------------------------------------
-CHECKPOINT = "results/scratch_Ef.pt"  # networks of a run of main.py or main_transfer.py
+CHECKPOINT = "results/scratch_Ef_4+5_100_reference.pt"  # networks of a run of main.py or main_transfer.py
 CORNERS = "FeNi CoCr Mn"  # three formulas: the lower left, lower right and upper corner
 REST = None  # formula of what all alloys hold besides; None: nothing
 SHARE = 0.4  # its mole fraction, 0 to 0.99
@@ -31,7 +32,6 @@ RESULTS_DIR = "results"  # folder for the picture
 STEPS = 60  # from corner to corner
 LEVELS = 14  # colours at most
 PLACE = np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])  # of the corners in the picture
-LABELS = {"Ef": "formation energy (eV/atom)", "Ms": "magnetisation (μB/atom)"}
 
 
 def formula(text):
@@ -47,14 +47,14 @@ def three_formulas(text):
     return words
 
 
-def section(settings, elements):
+def section(corners, rest, share, elements):
     """Shares of the corners (n, 3) and mole fractions of the alloys (n, n_elements)."""
     from pymatgen.core import Composition
 
-    formulas = [*settings.CORNERS, *([settings.REST] if settings.REST else [])]
+    formulas = [*corners, *([rest] if rest else [])]
     foreign = {str(e) for one in formulas for e in Composition(one)} - set(elements)
     if foreign:
-        raise common.InputError(
+        raise settings.InputError(
             f"CORNERS, REST: expected elements of the checkpoint, {', '.join(elements)}; "
             f"got {', '.join(sorted(foreign))}"
         )
@@ -62,8 +62,8 @@ def section(settings, elements):
     steps = [(i, j, STEPS - i - j) for i in range(STEPS + 1) for j in range(STEPS + 1 - i)]
     shares = np.array(steps) / STEPS
     fractions = shares @ ends[:3]
-    if settings.REST:
-        fractions = (1 - settings.SHARE) * fractions + settings.SHARE * ends[3]
+    if rest:
+        fractions = (1 - share) * fractions + share * ends[3]
     return shares, fractions
 
 
@@ -85,7 +85,7 @@ def draw_frame(axes, names):
         axes.text(x, y, name, ha="center", va="center", fontweight="bold")
 
 
-def draw(settings, shares, predicted, target, path):
+def draw(title, corners, shares, predicted, label, path):
     """The three maps; predicted: {phase: (n_networks, n)}."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -104,10 +104,10 @@ def draw(settings, shares, predicted, target, path):
     for ax, phase in zip(axes, common.PHASES):
         filled = ax.tricontourf(triangles, mean[phase], levels, cmap="viridis")
         ax.set_title(phase, loc="left", fontsize="x-large")
-    figure.colorbar(filled, ax=axes[:2], label=LABELS[target], shrink=0.5, **below)
+    figure.colorbar(filled, ax=axes[:2], label=label, shrink=0.5, **below)
     filled = axes[2].tricontourf(triangles, difference.mean(0), around_zero, cmap="RdBu_r")
-    figure.colorbar(filled, ax=axes[2], label=f"difference in {LABELS[target]}", **below)
-    axes[2].set_title("bcc less fcc", loc="left", fontsize="x-large")
+    figure.colorbar(filled, ax=axes[2], label=f"difference in {label}", **below)
+    axes[2].set_title("bcc − fcc", loc="left", fontsize="x-large")
     axes[2].set_title("line: no difference\ndots: within the spread", loc="right", fontsize="small")
     if np.ptp(np.sign(difference.mean(0))) == 2:
         axes[2].tricontour(triangles, difference.mean(0), [0], colors="k", linewidths=1.2)
@@ -118,38 +118,40 @@ def draw(settings, shares, predicted, target, path):
                 triangles, unsettled, [unsettled.min() - 1, 0], colors="none", hatches=["...."]
             )
     for ax in axes:
-        draw_frame(ax, settings.CORNERS)
-    rest = f", all with {settings.SHARE:.0%} {settings.REST}" if settings.REST else ""
-    figure.suptitle(f"{' – '.join(settings.CORNERS)}{rest}: mean of {len(difference)} networks")
-    with common.whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        draw_frame(ax, corners)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150, format="png")
 
 
 def main():
-    settings = common.read_settings(
+    chosen = settings.read(
         globals(),
         CHECKPOINT=Path,
         CORNERS=three_formulas,
-        REST=common.optional(formula),
-        SHARE=common.number(float, 0, 0.99),
+        REST=settings.optional(formula),
+        SHARE=settings.number(float, 0, 0.99),
     )
-    predict, saved = report.load_checkpoint(settings.CHECKPOINT)
-    common.output_folder(settings.RESULTS_DIR)
-    shares, fractions = section(settings, saved["elements"])
+    predict, saved = report.load_checkpoint(chosen.CHECKPOINT)
+    settings.output_folder(chosen.RESULTS_DIR)
+    shares, fractions = section(chosen.CORNERS, chosen.REST, chosen.SHARE, saved["elements"])
     predicted = {}
     for phase in common.PHASES:
         predicted[phase], _ = predict(fractions, [phase] * len(fractions))  # (n_networks, n)
         low, high = predicted[phase].mean(0).min(), predicted[phase].mean(0).max()
-        print(
-            f"{phase}: {low:.4f} to {high:.4f}, spread of the networks {predicted[phase].std(0).mean():.4f}"
-        )
-    target = saved["settings"]["TARGET"]
-    path = (
-        settings.RESULTS_DIR / f"map_{saved['settings']['METHOD']}_{target}_{'_'.join(settings.CORNERS)}.png"
+        spread = predicted[phase].std(0).mean()
+        print(f"{phase}: {low:.4f} to {high:.4f}, spread of the networks {spread:.4f}")
+    target = common.TARGETS[saved["target"]]
+    rest = f", all with {chosen.SHARE:.0%} {chosen.REST}" if chosen.REST else ""
+    title = (
+        f"{' – '.join(chosen.CORNERS)}{rest}: {report.METHODS[saved['method']]}, "
+        f"mean of {len(predicted['fcc'])} networks"
     )
-    draw(settings, shares, predicted, target, path)
-    print(f"written: {path}")
+    name = f"map_{Path(chosen.CHECKPOINT).stem}_{'_'.join(chosen.CORNERS)}"
+    name += f"_{chosen.SHARE:g}{chosen.REST}.png" if chosen.REST else ".png"
+    with settings.whole_files(chosen.RESULTS_DIR) as new:
+        draw(title, chosen.CORNERS, shares, predicted, f"{target.label} ({target.unit})", new(name))
+    print(f"written: {chosen.RESULTS_DIR / name}")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    settings.run(main)

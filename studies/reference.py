@@ -49,7 +49,7 @@ def main():
 
     print("\n| Ef, split 0, seed 0 | the study | run again | here | difference |\n|---|---|---|---|---|")
     for method, figures in FIGURES.items():
-        row = pd.read_csv(arguments.results_dir / f"{method}_Ef_metrics.csv").iloc[0]
+        row = pd.read_csv(arguments.results_dir / f"{method}_Ef_4+5_100_reference_metrics.csv").iloc[0]
         for name, (study, again) in figures.items():
             values = f"{study:.6f} | {again:.6f} | {row[name]:.6f} | {row[name] - again:+.1e}"
             print(f"| {method} {name} | {values} |")

@@ -1,6 +1,9 @@
 """Small structures and data sets that the tests make, and where the study's data lies."""
 
-import subprocess
+import contextlib
+import io
+import re
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,8 +99,30 @@ def study_tables(tmp_path_factory):
 
 
 def run(script, *flags, status=0):
-    """Run a script as a user does; returns what it printed."""
-    command = [sys.executable, ROOT / script, *map(str, flags)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == status, finished.stderr
-    return SimpleNamespace(out=finished.stdout, err=finished.stderr)
+    """Run a script as `python script flags` does, in this process; returns what it printed."""
+    before, out, err, code = sys.argv, io.StringIO(), io.StringIO(), 0
+    sys.argv = [str(ROOT / script), *map(str, flags)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv = before
+    assert code == status, err.getvalue()
+    return SimpleNamespace(out=out.getvalue(), err=err.getvalue())
+
+
+def edited(folder, *lines):
+    """A copy of main.py in folder, with some constants changed as a user would: "SEEDS = [0, 1]"."""
+    text = (ROOT / "main.py").read_text("utf-8")
+    for line in lines:
+        text, n = re.subn(rf"^{line.split()[0]} = .*?(?=  #)", line, text, flags=re.MULTILINE)
+        assert n == 1, line
+    (folder / "main.py").write_text(text, "utf-8")
+    return folder / "main.py"
+
+
+def files(folder):
+    """All files in a folder: {path relative to it: content}."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

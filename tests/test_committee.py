@@ -1,146 +1,155 @@
-"""The committee of cluster expansions: its parts against independent ones, and no look at the test set."""
+"""The committee: its parts against independent ones, and nothing of a test cell but its composition."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import run
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from sklearn.base import clone
 from sklearn.linear_model import Ridge
-from test_method import small_settings
 
-import committee
 import common
+import generate
+import main_committee
+
+SHORT = ((2, 0.001), (2, 0.0003), 16)  # (epochs, rate) on samples and on rows; alloys in a batch
+CLUSTERS = ["points", "pairs", "triplets"]
 
 
 @pytest.fixture(scope="module")
-def alloys(small_data):
-    """(Alloys, targets) of the small data."""
-    data = common.load_data(small_settings(small_data))
-    fractions = common.mole_fractions(data.table.formula, data.system.elements)
-    return committee.Alloys(data.system, fractions, data.table.phase, data.table), data.targets
+def data(small_data):
+    return common.load_data(small_data, small_data, "Ef")
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """Few source alloys and epochs, for speed."""
-    monkeypatch.setattr(committee, "SOURCE_ALLOYS", 80)
-    monkeypatch.setattr(committee, "SOURCE_EPOCHS", 2)
-    monkeypatch.setattr(committee, "EPOCHS", 2)
+@pytest.fixture(scope="module")
+def split(data):
+    return common.split_rows(data.table, "4+5", 100, 0)
 
 
-def test_random_alloy_sums_to_one_and_has_the_pairs_of_a_random_alloy():
+@pytest.fixture(scope="module")
+def samples(small_data, data):
+    return generate.make_samples(small_data, data.table, data.system, "4+5", CLUSTERS)
+
+
+@pytest.fixture(scope="module")
+def fitted(data, split, samples):
+    """Teachers and networks: two seeds of two networks."""
+    return main_committee.fit_split(data, samples, split.train, [3, 5], 2, CLUSTERS, None, *SHORT)
+
+
+def test_random_alloys():
+    """Blocks sum to one; pairs of a random FeNi0.6Co0.4 by hand."""
     system = common.System(("Fe", "Ni", "Co"), ())
-    fractions = np.array([[0.5, 0.3, 0.2], [1, 0, 0]])
-    for block in ("pairs", "triplets", "quadruplets"):
-        np.testing.assert_allclose(committee.random_alloy(system, fractions, block).sum(1), 1)
-    pairs = dict(
-        zip(common.cluster_columns(system, "pairs"), committee.random_alloy(system, fractions, "pairs")[0])
-    )
-    assert pairs["pair Fe-Fe"] == pytest.approx(0.25) and pairs["pair Fe-Ni"] == pytest.approx(0.3)
+    found = main_committee.at_random(system, np.array([[0.5, 0.3, 0.2], [1, 0, 0]]), CLUSTERS)
+    columns = generate.ce_columns(system, CLUSTERS)
+    first = dict(zip(columns, found[0]))
+    assert found.sum(1) == pytest.approx([3, 3])
+    assert (first["pair Fe-Fe"], first["pair Fe-Ni"]) == pytest.approx((0.25, 0.3))
+    assert first["triplet Fe-Ni-Co"] == pytest.approx(6 * 0.03)
 
 
-def test_gaussian_process_against_scikit_learn(alloys):
-    """Without short-range order, one phase and equal noise, it is scikit-learn's."""
-    alloys, targets = alloys
-    alloys = alloys.take(np.arange(22))
-    targets = targets[:22]
-    scale = committee.Scale(alloys)
-    process = committee.GaussianProcessCE(scale, alloys, targets)
-    n = alloys.inputs.shape[1]
-    theta = torch.tensor([0.3, *np.linspace(0.2, 1.5, n), -50, 0, -2, -2], dtype=torch.float64)
-    process.settle(theta)
-    mean, deviation = process.predict(alloys)
-    kernel = ConstantKernel(np.exp(0.3)) * Matern(np.exp(np.linspace(0.2, 1.5, n)), nu=1.5)
-    inputs, _ = scale(alloys)
-    noise = np.exp(-2) + 1e-5 + 1e-8 * np.exp(0.3)
-    plain = GaussianProcessRegressor(kernel, alpha=noise, optimizer=None)
-    plain.fit(inputs, (targets - targets.mean()) / targets.std())
-    expected, expected_deviation = plain.predict(inputs, return_std=True)
-    np.testing.assert_allclose(mean, expected * targets.std() + targets.mean(), atol=1e-6 * targets.std())
-    expected_deviation = np.sqrt(expected_deviation**2 + np.exp(-2)) * targets.std()
-    np.testing.assert_allclose(deviation, expected_deviation, rtol=1e-5)
+def test_teachers_label_as_what_they_are(data, split, samples, fitted):
+    teachers, _ = fitted
+    columns = generate.ce_columns(data.system, CLUSTERS)
+    for phase in common.PHASES:
+        rows = split.train[data.table.phase.to_numpy()[split.train] == phase]
+        plain = Ridge(1e-4).fit(data.table[columns].to_numpy()[rows], data.targets[rows])
+        process, expansion = teachers.label(samples.inputs[phase], phase, samples.occupation[phase])
+        np.testing.assert_allclose(expansion, plain.predict(samples.occupation[phase]), atol=1e-9)
+        # the process is a fit to the training rows: by its kernel, written out
+        inputs, targets = (
+            teachers.scalers.inputs.transform(data.inputs[split.train]),
+            teachers.scalers.target.transform(data.targets[split.train][:, None])[:, 0],
+        )
+        new = teachers.scalers.inputs.transform(samples.inputs[phase][:5])
+        kernel = teachers.process.kernel_
+        weights = np.linalg.solve(kernel(inputs) + 1e-10 * np.eye(len(inputs)), targets)
+        mean = (
+            kernel(new, inputs) @ weights * data.targets[split.train].std() + data.targets[split.train].mean()
+        )
+        np.testing.assert_allclose(process[:5], mean, atol=1e-6)
 
 
-def test_short_range_order_of_the_phases_is_coupled(alloys):
-    """Linear in short-range order within a phase, sigmoid(rho) of that across phases."""
-    alloys, targets = alloys
-    process = committee.GaussianProcessCE(committee.Scale(alloys), alloys, targets)
-    n = alloys.inputs.shape[1]
-    theta = torch.tensor([-50, *[0] * n, np.log(2), np.log(3), 0, 0], dtype=torch.float64)
-    found = process.kernel(theta, process.rows, process.rows).numpy()
-    _, order = process.scale(alloys)
-    expected = 2 * order @ order.T * np.where(alloys.phase[:, None] == alloys.phase, 1, 0.75)
-    np.testing.assert_allclose(found, expected, atol=1e-9)
+def test_row_weights_are_by_leaving_one_out(data, split, fitted):
+    process = fitted[0].process
+    many = data.table.n_components.to_numpy()[split.train] >= 4
+    errors = []
+    for left in range(len(many)):
+        rest = np.delete(np.arange(len(many)), left)
+        one = clone(process).set_params(kernel=process.kernel_, optimizer=None)
+        one.fit(process.X_train_[rest], process.y_train_[rest])
+        errors.append(process.y_train_[left] - one.predict(process.X_train_[[left]])[0])
+    square = np.square(errors)
+    weights = main_committee.row_weights(data, split.train, process)
+    assert weights.mean() == pytest.approx(1)
+    expected = min(square[many].mean() / square[~many].mean(), 1)
+    np.testing.assert_allclose(weights[~many] / weights[many][0], expected, rtol=1e-4)
+    assert expected < 1 and np.ptp(weights[many]) == 0
 
 
-def test_leave_one_out_is_leaving_one_out(alloys):
-    alloys, targets = alloys
-    process = committee.GaussianProcessCE(committee.Scale(alloys), alloys, targets).fit()
-    errors = process.leave_one_out()
-    for left in (0, 13, 40):
-        rest = np.delete(np.arange(len(targets)), left)
-        one = committee.GaussianProcessCE(process.scale, alloys.take(rest), targets[rest])
-        one.mean, one.std = process.mean, process.std
-        one.targets = (torch.tensor(targets[rest]) - process.mean) / process.std
-        predicted, _ = one.settle(process.theta).predict(alloys.take([left]))
-        assert targets[left] - predicted[0] == pytest.approx(errors[left], abs=1e-6)
+def test_prediction_put_together_anew(data, fitted):
+    """Mean of process, CE on a random alloy, and each seed's own networks; 1.645 deviations beside it."""
+    teachers, trained = fitted
+    fractions, phases = np.full((2, 5), 0.2), ["bcc", "fcc"]
+    predicted, half_width = main_committee.predict(*fitted, 2, data.system, fractions, phases, CLUSTERS)
+    inputs = common.network_inputs(fractions, phases, data.system.elements)
+    occupation = main_committee.at_random(data.system, fractions, CLUSTERS)
+    networks = common.predict(trained, inputs)[0]  # (4, 2)
+    scale = teachers.scalers.target.scale_[0]
+    for i, phase in enumerate(phases):
+        process, expansion = teachers.label(inputs[[i]], phase, occupation[[i]])
+        for seed in (0, 1):
+            own = networks[2 * seed : 2 * seed + 2, i].mean()
+            assert predicted[seed, i] == pytest.approx((process[0] + expansion[0] + own) / 3)
+        scaled = teachers.scalers.inputs.transform(inputs[[i]])
+        deviation = teachers.process.predict(scaled, return_std=True)[1][0] * scale
+        assert half_width[i] == pytest.approx(1.645 * deviation)
+    assert len(set(networks[:, 0])) == 4
 
 
-def test_ridge_errors_are_leave_one_out(alloys):
-    alloys, targets = alloys
-    models, errors = committee.fit_ridge(alloys, targets)
-    rows = np.flatnonzero(alloys.phase == 0)
-    penalties = []
-    for alpha in committee.ALPHAS:
-        fitted = Ridge(alpha).fit(alloys.ridge[rows], targets[rows])
-        if np.allclose(fitted.coef_, models[0][0], atol=1e-8):
-            penalties.append(alpha)
-    assert len(penalties) == 1
-    rest = rows[1:]
-    left_out = Ridge(penalties[0]).fit(alloys.ridge[rest], targets[rest]).predict(alloys.ridge[rows[:1]])
-    assert abs(targets[rows[0]] - left_out[0]) == pytest.approx(errors[rows[0]], rel=1e-4, abs=1e-8)
+def test_networks_learn_from_both_teachers(data, split, samples, monkeypatch):
+    """With one teacher's labels moved, every other network moves, and only these."""
+    found = []
+    for shift in (0, 1):
+        label = main_committee.Teachers.label
+
+        def moved(self, *alloys, label=label, shift=shift):
+            process, expansion = label(self, *alloys)
+            return process, -expansion if shift else expansion
+
+        with monkeypatch.context() as patch:
+            patch.setattr(main_committee.Teachers, "label", moved)
+            _, trained = main_committee.fit_split(
+                data, samples, split.train, [0], 4, CLUSTERS, None, (2, 0.001), (1, 0.0), 16
+            )
+        found.append(trained.network.state_dict()["layers.4.weight"])
+    assert [torch.equal(one, other) for one, other in zip(*found)] == [True, False, True, False]
 
 
-def test_student_noise_distrusts_an_outlier(alloys):
-    alloys, targets = alloys
-    process = committee.GaussianProcessCE(committee.Scale(alloys), alloys, targets)
-    theta = process.theta.clone()
-    theta[1:-4], theta[-4] = 2.0, -8.0  # smooth in composition: nothing else can explain the outlier
-    process.targets[25] += 5
-    process.settle(theta).weigh_outliers()
-    assert process.factor.argmax() == 25 and process.factor[25] > 2
-
-
-def test_checkpoint_gives_the_same_predictions(small_data, alloys, short):
-    alloys, targets = alloys
-    data = common.load_data(small_settings(small_data))
-    source = committee.source_alloys(small_settings(small_data), data.table, data.system)
-    np.testing.assert_allclose(source.ridge[:, : len(data.system.elements)].sum(1), 1)
-    fitted = committee.Committee(alloys, targets, source, [0, 1])
-    again = committee.restored({"committees": [fitted.state()]})[0]
-    for one, other in zip(fitted.predict(alloys), again.predict(alloys)):
-        np.testing.assert_allclose(other, one, atol=1e-9)
-
-
-def test_no_test_label_is_read(small_data, short):
-    settings = small_settings(small_data)
-    data = common.load_data(settings)
-    splits = [common.split_rows(data.table, "4+5", 100, 0)]
-    before = committee.fit(settings, data, splits)
-    targets = data.targets.copy()
-    targets[splits[0].test] += 100
-    table = data.table.assign(**{common.TARGETS["Ef"]: targets})
-    after = committee.fit(settings, data._replace(targets=targets, table=table), splits)
+def test_a_test_cells_clusters_say_nothing(small_data, data, split):
+    """Relaxation is DFT's output: what the test cells became changes no prediction."""
+    before = main_committee.fit(data, small_data, [split], [0], "4+5", 2, CLUSTERS, None, *SHORT)
+    table = data.table.copy()
+    columns = generate.ce_columns(data.system, [*CLUSTERS, "second_pairs", "quadruplets"])
+    table.loc[split.test, columns] = np.random.default_rng(0).random((len(split.test), len(columns)))
+    changed = data._replace(table=table)
+    after = main_committee.fit(changed, small_data, [split], [0], "4+5", 2, CLUSTERS, None, *SHORT)
     np.testing.assert_array_equal(after.predicted, before.predicted)
-    np.testing.assert_array_equal(after.half_widths, before.half_widths)
+    np.testing.assert_array_equal(after.columns["half_width_90"], before.columns["half_width_90"])
 
 
 def test_as_a_script(small_data, tmp_path):
-    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--method", "tl_committee"]
-    printed = run("main_transfer.py", *flags, "--predict", "FeNiCoCr").out
-    assert "90 % interval" in printed
-    predictions = pd.read_csv(tmp_path / "tl_committee_Ef_predictions.csv")
-    assert (predictions.half_width_90 > 0).all()
-    assert pd.read_csv(tmp_path / "tl_committee_Ef_predicted.csv")["mean"].notna().all()
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--source-epochs", "2", "--splits", "0,1"]
+    printed = run("main_committee.py", *flags, "--predict", "FeNiCoCr").out
+    name = tmp_path / "committee_Ef_4+5_100_fixed"
+    predictions = pd.read_csv(f"{name}_predictions.csv")
+    test = predictions[predictions.set == "test"]
+    held = ((test["mean"] - test.true).abs() <= test.half_width_90).mean()
+    assert f"interval holds {held:.0%} of" in printed
+    # a checkpoint predicts what the run did
+    rows = predictions[predictions.split == 0][["structure"]].head(6)
+    rows.to_csv(tmp_path / "alloys.csv", index=False)
+    run("main_committee.py", *flags, "--checkpoint", f"{name}.pt", "--predict", tmp_path / "alloys.csv")
+    found = pd.read_csv(f"{name}_predicted_2.csv")
+    whole = predictions[predictions.structure.isin(rows.structure)].groupby("structure")["mean"].mean()
+    np.testing.assert_allclose(found["mean"], whole[rows.structure], atol=1e-6)

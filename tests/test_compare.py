@@ -1,6 +1,8 @@
 """The comparison of methods: statistics by hand, resumption, and a Dask cluster of two workers."""
 
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,8 @@ from conftest import ROOT, run
 
 sys.path.insert(0, str(ROOT / "studies"))
 import compare_methods
+
+import common
 
 SMALL = ["--splits", "0-1", "--seeds", "0-1", "--percents", "100", "--targets", "Ms", "--alloy-sets", "4+5"]
 
@@ -32,6 +36,43 @@ def test_paired_differences_are_split_by_split():
     found = compare_methods.paired(pd.DataFrame(rows)).iloc[0]
     assert found.method == "ce" and found.difference == pytest.approx(0.5) and found.half_width == 0
     assert found.ratio == pytest.approx(7.5 / 6)
+
+
+def test_what_a_kept_piece_follows_from():
+    """Other data, seeds, splits or code: another file; the same: the same."""
+    piece = dict(zip(compare_methods.KEYS, ("4+5", "Ef", 100.0, "scratch", "validation"))) | {
+        "splits": [0, 1]
+    }
+    data, other_data = SimpleNamespace(sha256={"a": "1"}), SimpleNamespace(sha256={"a": "2"})
+    calls = [
+        (piece, data, [0, 1], "code"),
+        (piece, other_data, [0, 1], "code"),
+        (piece, data, [0, 7], "code"),
+        (piece | {"splits": [0, 2]}, data, [0, 1], "code"),
+        (piece | {"percent": 20.0}, data, [0, 1], "code"),
+        (piece, data, [0, 1], "other code"),
+    ]
+    names = [compare_methods.part_path(Path(), *call).name for call in calls]
+    assert len(set(names)) == len(calls)
+    assert compare_methods.part_path(Path(), *calls[0]).name == names[0]
+
+
+def test_peers_get_what_they_need(small_data):
+    """Each peer, on two splits: better than the mean of the training set, from the rows it is given."""
+    data = common.load_data(small_data, small_data, "Ms")
+    for method, predict in compare_methods.PEERS.items():
+        for number in (0, 1):
+            split = common.split_rows(data.table, "4+5", 100, number)
+            found = predict(data, split.train, split.test, number)
+            true, plain = data.targets[split.test], data.targets[split.train].mean()
+            assert ((found - true) ** 2).mean() < 0.7 * ((plain - true) ** 2).mean(), method
+
+
+@pytest.mark.parametrize(
+    "flags", [["--methods", "ce"], ["--methods", "scratch", "ce", "--rules", "reference"]]
+)
+def test_without_a_baseline_or_an_honest_rule(small_data, tmp_path, flags):
+    assert set(compare(small_data, tmp_path, *flags).method) == {"ce"} | ({"scratch"} & set(flags))
 
 
 def compare(data, folder, *more):

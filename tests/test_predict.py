@@ -7,19 +7,26 @@ import pandas as pd
 import pytest
 from conftest import TINY, run
 
+import report
+import settings
+
+RUN = "scratch_Ef_4+5_100_reference"
+
 
 @pytest.fixture(scope="module")
 def trained(small_data, tmp_path_factory):
-    """RESULTS_DIR of a short run of two seeds."""
+    """RESULTS_DIR of a short run of two seeds that predicts, too."""
     folder = tmp_path_factory.mktemp("results")
-    run("main.py", "--data-dir", small_data, "--results-dir", folder, "--seeds", "0-1", *TINY)
+    flags = ["--data-dir", small_data, "--results-dir", folder, "--seeds", "0-1", *TINY]
+    run("main.py", *flags, "--predict", "FeNiCoCr")
     return folder
 
 
 def predict(trained, tmp_path, *alloys, status=0):
+    """What a run prints that predicts from the checkpoint alone; the data is not there."""
     flags = [
         "--checkpoint",
-        trained / "scratch_Ef.pt",
+        trained / f"{RUN}.pt",
         "--results-dir",
         tmp_path,
         "--data-dir",
@@ -28,19 +35,29 @@ def predict(trained, tmp_path, *alloys, status=0):
     return run("main.py", *flags, "--predict", *alloys, status=status)
 
 
+def read(folder, n=""):
+    return pd.read_csv(folder / f"{RUN}_predicted{n}.csv", keep_default_na=False)
+
+
 def test_alloys_of_the_database_get_what_the_run_wrote(trained, tmp_path):
-    written = pd.read_csv(trained / "scratch_Ef_predictions.csv").drop_duplicates("structure")
-    written[["structure"]].to_csv(tmp_path / "alloys.csv", index=False)
+    written = pd.read_csv(trained / f"{RUN}_predictions.csv")
+    written[["structure"]].to_csv(tmp_path / "alloys.csv", index=False, lineterminator="\r\n")
     predict(trained, tmp_path, tmp_path / "alloys.csv")
-    found = pd.read_csv(tmp_path / "scratch_Ef_predicted.csv")
-    np.testing.assert_allclose(found["mean"], written["mean"], atol=1e-9)
-    np.testing.assert_allclose(found["std"], written["std"], atol=1e-9)
-    assert (found.unit == "eV/atom").all()
+    np.testing.assert_allclose(read(tmp_path)[["mean", "std"]], written[["mean", "std"]], atol=1e-9)
+    assert (read(tmp_path).unit == "eV/atom").all()
+
+
+def test_names(trained, tmp_path):
+    """Other predictions are beside those of before, and the same replace them."""
+    for alloys in ("FeNiCoCr", "FeNi", "FeNiCoCr"):
+        predict(trained, tmp_path, alloys)
+    assert len(list(tmp_path.iterdir())) == 2 and set(read(tmp_path, "_2").formula) == {"FeNi"}
+    pd.testing.assert_frame_equal(read(tmp_path), read(trained))
 
 
 def test_formulas_stand_for_both_phases_and_strange_ones_are_marked(trained, tmp_path):
-    predict(trained, tmp_path, "FeNiCoCr", "Fe2Ni2Co2Cr2", "FeNiAl", "Fe")
-    found = pd.read_csv(tmp_path / "scratch_Ef_predicted.csv", keep_default_na=False)
+    predict(trained, tmp_path, "FeNiCoCr", "Fe2Ni2Co2Cr2,FeNiAl", "Fe")
+    found = read(tmp_path)
     assert found.phase.tolist() == ["fcc", "bcc"] * 4
     assert found["mean"][0] == found["mean"][2]  # a formula's multiple is the same alloy
     assert found["outside"][0] == ""
@@ -48,16 +65,29 @@ def test_formulas_stand_for_both_phases_and_strange_ones_are_marked(trained, tmp
     assert "alloys of 1" in found["outside"][6] and "c(Fe)" in found["outside"][6]
 
 
-@pytest.mark.parametrize("alloys", ["Xy2", "no.csv", ""])
-def test_bad_alloys(trained, tmp_path, alloys):
-    assert len(predict(trained, tmp_path, alloys, status=2).err.splitlines()) == 1
+def test_many_alloys(trained, tmp_path, monkeypatch):
+    """All are in the file, at most forty are printed, and the file is written before that can fail."""
+    printed = predict(trained, tmp_path, *(f"Fe{n}Ni" for n in range(1, 61))).out
+    assert printed.count("Ni") == 60 + 40 and "and 80 more" in printed  # the settings name all
+    assert len(read(tmp_path)) == 120
+    monkeypatch.delattr(pd.DataFrame, "to_string")
+    with pytest.raises(AttributeError):
+        predict(trained, tmp_path, "FeNi")
+    assert len(read(tmp_path, "_2")) == 2
 
 
-def test_csv_without_the_columns(trained, tmp_path):
-    (tmp_path / "alloys.csv").write_text("name\nFeNi\n")
-    assert "'structure' or 'formula'" in predict(trained, tmp_path, tmp_path / "alloys.csv", status=2).err
-    (tmp_path / "alloys.csv").write_text("formula,phase\nFeNi,hcp\n")
-    assert "fcc or bcc" in predict(trained, tmp_path, tmp_path / "alloys.csv", status=2).err
+TABLES = [
+    ("name\nFeNi\n", "'structure' or"), ("formula,phase\nFeNi,hcp\n", "fcc or bcc"), ("formula\n", "none"),
+    ("structure\nFeNi\n", "fcc or bcc"), ('formula\n""\n', "nan"), ("formula\n-\n", "got -"),
+]  # fmt: skip
+WORDS = [("Xy2", "Xy2"), ("no.csv", "no.csv"), (",", "none"), ("Fe0", "Fe0"), ("FeNi)", "FeNi)")]
+
+
+@pytest.mark.parametrize(("alloys", "expected"), TABLES + WORDS)
+def test_bad_alloys(trained, tmp_path, alloys, expected):
+    (tmp_path / "alloys.csv").write_text(alloys)
+    error = predict(trained, tmp_path, tmp_path / "alloys.csv" if "\n" in alloys else alloys, status=2).err
+    assert len(error.splitlines()) == 1 and expected in error
 
 
 class Malicious:
@@ -67,21 +97,20 @@ class Malicious:
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps(Malicious()), pickle.dumps({})])
 def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, content):
-    (tmp_path / "bad.pt").write_bytes(content)
-    result = run(
-        "main.py",
-        "--checkpoint",
-        tmp_path / "bad.pt",
-        "--predict",
-        "FeNi",
-        "--results-dir",
-        tmp_path,
-        status=2,
-    )
-    assert "code from" not in result.out and len(result.err.splitlines()) == 1 and "bad.pt" in result.err
+    (tmp_path / f"{RUN}.pt").write_bytes(content)
+    result = predict(tmp_path, tmp_path, "FeNi", status=2)
+    assert "code from" not in result.out and len(result.err.splitlines()) == 1 and f"{RUN}.pt" in result.err
 
 
-def test_cut_checkpoint(trained, tmp_path):
-    whole = (trained / "scratch_Ef.pt").read_bytes()
-    (tmp_path / "scratch_Ef.pt").write_bytes(whole[: len(whole) // 2])
-    assert "scratch_Ef.pt" in predict(tmp_path, tmp_path, "FeNi", status=2).err
+@pytest.mark.parametrize("seed", range(120))
+def test_damaged_checkpoints(trained, tmp_path, seed):
+    """A cut one is refused, and one changed in two bytes too, or it still predicts."""
+    generator, content = np.random.default_rng(seed), bytearray((trained / f"{RUN}.pt").read_bytes())
+    place = int(generator.integers(len(content) if seed % 2 else 3000))  # 3000: what describes the tensors
+    content[place : place + 2 if seed % 4 else None] = generator.bytes(2) if seed % 4 else b""
+    (tmp_path / "damaged.pt").write_bytes(content)
+    try:
+        report.load_checkpoint(tmp_path / "damaged.pt")
+        assert seed % 4
+    except settings.InputError as error:
+        assert "damaged.pt" in str(error)

@@ -1,133 +1,156 @@
-"""Each script once as a user runs it, with tiny settings."""
+"""Each script as a user runs it, with tiny settings: what it writes, and under which name."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import ROOT, TINY, run
+from conftest import TINY, edited, files, run
+
+import common
+
+DATA, TRAINING = "data-dir table-dir", "epochs patience batch-size learning-rate device predict checkpoint"
+CHOICE = "results-dir target method alloys percent seeds splits select-by hold-out refit"
+SOURCE = "clusters alpha augment source-epochs source-learning-rate"
+FLAGS = {
+    "structure_stat.py": DATA,
+    "generate.py": f"{DATA} results-dir target alloys clusters alpha",
+    "main.py": f"{DATA} {CHOICE} {TRAINING}",
+    "main_transfer.py": f"{DATA} {CHOICE} {SOURCE} {TRAINING}",
+}
+METHODS = {
+    "scratch": ["main.py"],
+    "scratch_prime": ["main.py", "--percent", "50.5"],
+    "tl": ["main_transfer.py", "--source-epochs", "2"],
+    "da": ["main_transfer.py", "--augment", "20"],
+}
 
 
-def test_structure_stat(small_data):
-    for phase in ("fcc", "bcc"):
-        table = pd.read_csv(small_data / f"{phase}_train.csv")
-        assert len(table) == 22
-        assert table.columns[0] == "structure"
-        assert list(table.columns[-2:]) == ["Eform (eV/atom)", "Ms (mub/atom)"]
+@pytest.mark.parametrize("script", FLAGS)
+def test_flags(script):
+    """Those of earlier releases; to drop or rename one breaks its users' commands."""
+    flags = [f"--{name}" for name in f"{FLAGS[script]} elements excluded-pairs".split()]
+    error = run(script, "--no-such-flag", status=2).err
+    assert len(error.splitlines()) == 1 and "--no-such-flag" in error
+    assert error.split("the flags are ")[1].split() == flags
+    described = run(script, "--help").out
+    assert all(re.search(rf"^  {flag} .*\n? *\w", described, re.MULTILINE) for flag in flags)
 
 
-def test_tables_in_a_folder_of_their_own(small_data, tmp_path):
-    run("structure_stat.py", "--data-dir", small_data, "--table-dir", tmp_path / "tables")
-    assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == ["bcc_train.csv", "fcc_train.csv"]
-
-
-@pytest.mark.parametrize("target", ["Ef", "Ms"])
-def test_generate(small_data, tmp_path, target):
-    printed = run("generate.py", "--data-dir", small_data, "--results-dir", tmp_path, "--target", target).out
-    assert "fit R2" in printed
-    for phase in ("fcc", "bcc"):
-        samples = pd.read_csv(tmp_path / f"generated_{phase}_{target}.csv")
+def test_generate(small_data, tmp_path):
+    flags = ["--target", "Ms", "--clusters", "second_pairs points"]
+    assert "fit R2" in run("generate.py", "--data-dir", small_data, "--results-dir", tmp_path, *flags).out
+    for phase in common.PHASES:
+        samples = pd.read_csv(tmp_path / f"generated_{phase}_Ms_4+5_20.csv")
         assert len(samples) > 100 and samples.notna().all(axis=None)
-        interactions = pd.read_csv(tmp_path / f"eci_{phase}_{target}.csv")
-        assert interactions.cluster.iloc[-1] == "intercept"
-        assert (tmp_path / f"eci_{phase}_{target}.png").stat().st_size > 5000
+        interactions = pd.read_csv(tmp_path / f"eci_{phase}_Ms_4+5_20.csv")
+        assert len(interactions) == 21 and interactions.cluster.iloc[-1] == "intercept"
+        assert (tmp_path / f"eci_{phase}_Ms_4+5_20.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training(small_data, tmp_path, method):
+    """The figures follow from one another: printed ones from the metrics, the ensemble's from predictions."""
+    script, *more = METHODS[method]
+    flags = ["--method", method, "--seeds", "0-1", "--splits", "0,2", "--target", "Ms", *TINY, *more]
+    printed = run(script, "--data-dir", small_data, "--results-dir", tmp_path, *flags).out
+    assert "SEEDS 0-1" in printed.splitlines()[0] and "EPOCHS 3" in printed.splitlines()[0]
+    name = tmp_path / f"{method}_Ms_4+5_{'50.5' if method == 'scratch_prime' else '100'}_reference"
+    metrics = pd.read_csv(f"{name}_metrics.csv")
+    assert metrics[["split", "seed"]].to_numpy().tolist() == [[0, 0], [0, 1], [2, 0], [2, 1]]
+    lines = np.array(re.findall(r"R2: (\S+), loss: (\S+)", printed), float).reshape(4, 4)
+    np.testing.assert_allclose(metrics[["train_R2", "train_loss", "test_R2", "test_loss"]], lines, atol=1e-6)
+
+    found, summary = (
+        pd.read_csv(f"{name}_predictions.csv"),
+        pd.read_csv(f"{name}_summary.csv").set_index("of"),
+    )
+    found = found[found.set == "test"].assign(error=lambda frame: frame["mean"] - frame.true)
+    errors = found.groupby("split").error.agg(lambda error: (error**2).mean() ** 0.5)
+    assert summary.test_RMSE_mean["ensemble"] == pytest.approx(errors.mean())
+    assert summary.within_2_std["ensemble"] == pytest.approx((found.error.abs() <= 2 * found["std"]).mean())
+    by_split = metrics.groupby("split").test_RMSE.mean()
+    assert summary.test_RMSE_std["single networks"] == pytest.approx(by_split.std())
+    assert (errors <= by_split + 1e-9).all()  # convexity
+    assert set(pd.read_csv(f"{name}_losses.csv")) == {"split", "seed", "epoch", "train", "watched"}
+    assert (tmp_path / f"{name.name}_parity.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
-    ("script", "method", "more"),
-    [
-        ("main.py", "scratch", []),
-        ("main.py", "scratch_prime", ["--percent", "50"]),
-        ("main_transfer.py", "tl", ["--source-epochs", "2"]),
-        ("main_transfer.py", "da", ["--augment", "20"]),
-    ],
+    ("script", "more"), [("main.py", ["--seeds", "5"]), ("generate.py", ["--alpha", "1"])]
 )
-def test_training_scripts(small_data, tmp_path, script, method, more):
-    flags = ["--method", method, "--seeds", "0-1", "--splits", "0,2", "--target", "Ms", *TINY, *more]
-    printed = run(script, "--data-dir", small_data, "--results-dir", tmp_path, *flags).out
-    assert printed.count("Train: R2: ") == printed.count("Test: R2: ") == 4
-    name = tmp_path / f"{method}_Ms"
-    metrics = pd.read_csv(f"{name}_metrics.csv")
-    assert list(metrics[["split", "seed"]].itertuples(index=False, name=None)) == [
-        (0, 0),
-        (0, 1),
-        (2, 0),
-        (2, 1),
-    ]
-    assert metrics.select_dtypes("number").notna().all(axis=None)
-
-    # the metrics follow from the predictions, and these from the checkpoint
-    predictions = pd.read_csv(f"{name}_predictions.csv")
-    test = predictions[(predictions.split == 0) & (predictions.set == "test")]
-    checkpoint = torch.load(f"{name}.pt", weights_only=True)
-    assert checkpoint["state"]["weights"]["embedding"].shape[0] == 4
-    assert checkpoint["settings"]["SEEDS"] == [0, 1]
-    error = ((test["mean"] - test.true) ** 2).mean() ** 0.5
-    assert (
-        error <= metrics.test_RMSE[:2].mean() + 1e-9
-    )  # convexity: the ensemble is no worse than its members
-    summary = pd.read_csv(f"{name}_summary.csv").set_index("of")
-    by_split = metrics.groupby("split").test_RMSE.mean()
-    assert summary.test_RMSE_mean["single networks"] == pytest.approx(by_split.mean())
-    assert summary.test_RMSE_std["single networks"] == pytest.approx(by_split.std())
-    assert 0 <= summary.within_1_std["ensemble"] <= summary.within_2_std["ensemble"] <= 1
-    losses = pd.read_csv(f"{name}_losses.csv")
-    assert set(losses.columns) == {"split", "seed", "epoch", "train", "watched"}
-    assert (tmp_path / f"{method}_Ms_parity.png").stat().st_size > 5000
+def test_names_of_runs(small_data, tmp_path, script, more):
+    """A run replaces its own earlier results, wherever its data lies, and never those of another run."""
+    data, moved = (shutil.copytree(small_data, tmp_path / name) for name in ("data", "moved"))
+    frame = pd.read_csv(data / "Database.csv", index_col=0)
+    frame["Ms (mub/atom)"] += 1  # the tables and Ef stay
+    frame.to_csv(data / "Database.csv")
+    after, flags = [], ["--results-dir", tmp_path / "out", *(TINY if script == "main.py" else [])]
+    for folder, others in ((small_data, []), (small_data, more), (data, []), (moved, []), (small_data, more)):
+        if len(after) == 3:
+            for path in (tmp_path / "out").glob("*.csv"):
+                path.write_text("changed")
+        run(script, "--data-dir", folder, *flags, *others)
+        after.append(files(tmp_path / "out"))
+    assert after[0].items() <= after[1].items() <= after[2].items() and len(after[2]) == 3 * len(after[0])
+    assert after[3].keys() == after[4].keys() == after[2].keys()
+    for path, content in after[4].items():
+        expected = b"changed" if "_3" in path.name else after[2][path]
+        assert path.suffix in (".png", ".pt") or path.suffix == ".json" or content == expected, path
 
 
-def test_more_training_fits_better(small_data, tmp_path):
-    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--target", "Ms", "--epochs", "60"]
-    run("main.py", *flags, "--device", "cpu", "--learning-rate", "0.003")
-    assert pd.read_csv(tmp_path / "scratch_Ms_metrics.csv").train_R2[0] > 0.8
+def test_constants_as_python_values(small_data, tmp_path):
+    """What a user writes who knows Python is the same run as what the flags take."""
+    lines = ["SEEDS = range(3)", "SPLITS = [0, 2]", "PERCENT = 50", "ALLOYS = str('4+5')"]
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path / "out", *TINY]
+    run(edited(tmp_path, *lines), *flags)
+    before = files(tmp_path / "out")
+    run("main.py", *flags, "--seeds", "0-2", "--splits", "0", "2", "--percent", "50")
+    assert files(tmp_path / "out").keys() == before.keys()
+    assert len(pd.read_csv(tmp_path / "out" / "scratch_Ef_4+5_50_reference_metrics.csv")) == 6
 
 
-def test_the_settings_are_printed(small_data, tmp_path):
-    printed = run("main.py", "--data-dir", small_data, "--results-dir", tmp_path, "--seeds", "3", *TINY).out
-    assert "SEEDS 3" in printed.splitlines()[0] and "EPOCHS 3" in printed.splitlines()[0]
+def with_targets(small_data, folder, change):
+    shutil.copytree(small_data / "POSCARS", folder / "POSCARS")
+    change(pd.read_csv(small_data / "Database.csv", index_col=0)).to_csv(folder / "Database.csv")
+    run("structure_stat.py", "--data-dir", folder)
+    return folder
 
 
-def test_interrupted_run_leaves_earlier_results(small_data, tmp_path):
-    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--device", "cpu"]
-    run("main.py", *flags, *TINY)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", *map(str, flags), "--epochs", "100000", "--patience", "100000"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    while b"training" not in process.stderr.read1():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate()[1].decode()
-    assert process.returncode == 130 and "Traceback" not in error
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+@pytest.mark.parametrize(("target", "other"), [("Ef", "Ms"), ("Ms", "Ef")])
+def test_a_database_without_one_of_the_targets(small_data, tmp_path, target, other):
+    column = common.TARGETS[other].column
+    data = with_targets(small_data, tmp_path / "data", lambda frame: frame.drop(columns=column))
+    for script, tiny in (("main.py", TINY), ("main_transfer.py", TINY), ("generate.py", [])):
+        flags = ["--data-dir", data, *tiny, "--results-dir", tmp_path / "out", "--target"]
+        run(script, *flags, target)
+        assert column in run(script, *flags, other, status=2).err
+    assert not list((tmp_path / "out").glob(f"*_{other}_*"))
 
 
-def test_no_test_label_reaches_the_models(small_data, tmp_path):
-    """With the epoch not chosen on the test set, its labels change nothing of the predictions."""
-    import shutil
+def test_a_new_target_is_one_line(small_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(common.TARGETS, "V0", common.Target("V0 (A^3/atom)", "Å^3/atom", "volume", 0.005))
+    volumes = {"V0 (A^3/atom)": np.linspace(10, 13, 44)}
+    data = with_targets(small_data, tmp_path / "data", lambda frame: frame.assign(**volumes))
+    for script, name in (("main.py", "scratch"), ("main_transfer.py", "tl")):
+        flags = ["--data-dir", data, "--results-dir", tmp_path, "--target", "V0", *TINY]
+        assert "Å^3/atom" in run(script, *flags, "--predict", "FeNi").out
+        found = pd.read_csv(tmp_path / f"{name}_V0_4+5_100_reference_predictions.csv")
+        np.testing.assert_array_equal(found.true.sort_values(), volumes["V0 (A^3/atom)"])
+    run("generate.py", *flags[:6])
+    assert "V0 (A^3/atom)" in pd.read_csv(tmp_path / "generated_fcc_V0_4+5_55.csv")
 
-    changed = shutil.copytree(small_data, tmp_path / "changed")
-    flags = ["--select-by", "validation", *TINY]
-    for method, script in (("scratch", "main.py"), ("tl", "main_transfer.py"), ("da", "main_transfer.py")):
-        run(
-            script, "--data-dir", small_data, "--results-dir", tmp_path / "before", "--method", method, *flags
-        )
-        before = pd.read_csv(tmp_path / "before" / f"{method}_Ef_predictions.csv")
-        test = before.structure[before.set == "test"]
-        for table in ("Database.csv", "fcc_train.csv", "bcc_train.csv"):
-            frame = pd.read_csv(small_data / table)
-            column = frame.columns.intersection(["structures", "structure"])[0]
-            frame.loc[frame[column].isin(test), "Eform (eV/atom)"] += 100
-            frame.to_csv(changed / table, index=False)
-        run(script, "--data-dir", changed, "--results-dir", tmp_path / "after", "--method", method, *flags)
-        after = pd.read_csv(tmp_path / "after" / f"{method}_Ef_predictions.csv")
-        assert (after.true != before.true).sum() == len(test)
-        np.testing.assert_array_equal(after["mean"], before["mean"])
+
+def test_windows_line_ends_and_byte_order_marks(small_data, tmp_path):
+    data, found = shutil.copytree(small_data, tmp_path / "data"), []
+    for path in data.rglob("*"):
+        if path.is_file():
+            mark = b"\xef\xbb\xbf" if path.suffix == ".csv" else b""
+            path.write_bytes(mark + path.read_bytes().replace(b"\n", b"\r\n"))
+    for folder, out in ((data, tmp_path / "windows"), (small_data, tmp_path / "plain")):
+        run("main_transfer.py", "--data-dir", folder, "--results-dir", out, *TINY)
+        found.append((out / "tl_Ef_4+5_100_reference_predictions.csv").read_bytes())
+    assert found[0] == found[1]
+    run("structure_stat.py", "--data-dir", data)
+    assert (data / "fcc_train.csv").read_bytes() == (small_data / "fcc_train.csv").read_bytes()

@@ -1,12 +1,9 @@
 """Occupation probabilities: counts known by hand, invariances, the values of the method's tables."""
 
-import multiprocessing
-from itertools import combinations
-
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import STUDY, ideal, needs_study, random_alloy
+from conftest import ideal, needs_study, random_alloy
 from pymatgen.core import Composition, Structure
 from pymatgen.io.vasp.inputs import Poscar
 
@@ -98,48 +95,6 @@ class TestInvariance:
             assert sum(found[c] for c in common.cluster_columns(PAPER, block)) == pytest.approx(1)
 
 
-def brute_force(structure, phase):
-    """Triplet and quadruplet species of a structure, site by site, straight from the rules."""
-    n1 = {"fcc": 12, "bcc": 8}[phase]
-    triplets, quadruplets = [], []
-    for site in structure:
-        near = sorted(structure.get_neighbors(site, 6.5), key=lambda n: n.nn_distance)[: n1 + 6]
-
-        def size(*atoms):
-            return sum(np.linalg.norm(a.coords - b.coords) for a, b in combinations(atoms, 2))
-
-        first, second = near[:n1], near[n1:]
-        pairs = list(combinations(first, 2))
-        if phase == "bcc":
-            mixed = pairs + [(j, k) for j in first for k in second]
-            bases = sorted(pairs, key=lambda p: size(site, *p))[:12]
-            chosen = sorted(mixed, key=lambda p: size(site, *p))[:36]
-            fourths, per_base = second, 2
-        else:
-            bases = chosen = sorted(pairs, key=lambda p: size(site, *p))[:24]
-            fourths, per_base = first, 1
-        triplets += [(site, *pair) for pair in chosen]
-        for pair in bases:
-            others = [atom for atom in fourths if all(atom is not member for member in pair)]
-            others.sort(key=lambda atom: size(site, *pair, atom))
-            quadruplets += [(site, *pair, atom) for atom in others[:per_base]]
-    return triplets, quadruplets
-
-
-@pytest.mark.parametrize("phase", ["fcc", "bcc"])
-def test_against_brute_force(phase, tmp_path):
-    structure = random_alloy(phase, ALLOYS[phase], seed=5, displacement=0.1)
-    found = occupation(structure, phase, tmp_path)
-    for prefix, clusters in zip(("triplet ", "quadruplet "), brute_force(structure, phase)):
-        names = [
-            prefix + "-".join(sorted((str(atom.specie) for atom in atoms), key=PAPER.elements.index))
-            for atoms in clusters
-        ]
-        expected = pd.Series(names).value_counts(normalize=True).to_dict()
-        counted = {column: value for column, value in found.items() if column.startswith(prefix) and value}
-        assert counted == pytest.approx(expected, abs=1e-12)
-
-
 @needs_study
 def test_values_of_the_published_tables(study_tables):
     tables = pd.concat([pd.read_csv(study_tables / f"{phase}_train.csv") for phase in ("fcc", "bcc")])
@@ -177,21 +132,9 @@ def test_column_sums_of_all_rows(study_tables):
         np.testing.assert_allclose(table[list(PAPER.elements)], fractions, atol=1e-12)
 
 
-@needs_study
-def test_targets_are_those_of_the_database(study_tables):
-    database = pd.read_csv(STUDY / "Database.csv").set_index("structures")
-    for phase in ("fcc", "bcc"):
-        table = pd.read_csv(study_tables / f"{phase}_train.csv").set_index("structure")
-        for column in common.TARGETS.values():
-            assert (table[column] == database.loc[table.index, column]).all()
-
-
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_count_the_same(start, tmp_path):
-    if start not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"this system starts no process by {start}")
+def test_workers_count_the_same(tmp_path):
     chunks = []
-    for seed, formula in enumerate(["Fe16Ni16", "Fe8Ni24", "Fe24Ni8"]):
+    for seed, formula in enumerate(["Fe16Ni16", "Fe8Ni24"]):
         path = tmp_path / formula
         counts = Composition(formula).get_el_amt_dict()
         alloy = random_alloy("fcc", {element: int(n) for element, n in counts.items()}, seed)
@@ -199,8 +142,8 @@ def test_workers_count_the_same(start, tmp_path):
         chunks.append(([path], [formula], "fcc", PAPER))
     chunks.append(([tmp_path / "missing"], ["Fe"], "fcc", PAPER))
     alone = list(structure_stat.count_chunks(chunks, 1))
-    spread = list(structure_stat.count_chunks(chunks, 2, start))
-    assert len(spread) == 4 and not np.array_equal(alone[0][0], alone[1][0])
+    spread = list(structure_stat.count_chunks(chunks, 2))
+    assert len(spread) == 3 and not np.array_equal(alone[0][0], alone[1][0])
     for (one, faults), (other, other_faults) in zip(alone, spread):
         np.testing.assert_array_equal(one, other)
         assert faults == other_faults

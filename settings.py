@@ -1,0 +1,308 @@
+"""What every script does before and after its work: settings, one-line errors, files written whole.
+
+Nothing to run here. A script's settings are the constants of its fenced block; each is also a flag.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+# ---- settings of all scripts ---------------------------------------------------------------------
+ELEMENTS = None  # as "Fe Ni Co"; None: those in the database, the paper's first, in the paper's order
+EXCLUDED_PAIRS = "Mn-Pd"  # pairs that no alloy holds, as "Mn-Pd Al-Co"; None: those no structure holds
+# --------------------------------------------------------------------------------------------------
+
+
+class InputError(Exception):
+    """Something in the input that the user has to mend: ends a script with one line and status 2."""
+
+
+# ==== what a setting may be: functions from text to a value, ValueError says what was expected ====
+
+
+def one_of(*options):
+    def parse(text):
+        if text not in options:
+            raise ValueError(f"one of {', '.join(options)}")
+        return text
+
+    return parse
+
+
+def words_of(*options):
+    def parse(text):
+        words = text.replace(",", " ").split()
+        if not words or not set(words) <= set(options):
+            raise ValueError(f"one or more of {', '.join(options)}")
+        return [option for option in options if option in words]
+
+    return parse
+
+
+def number(kind, low, high=1e9):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            upper = f"to {high:g}" if high < 1e9 else "or more"
+            raise ValueError(f"{'a whole number' if kind is int else 'a number'}, {low:g} {upper}")
+        return value
+
+    return parse
+
+
+def true_or_false(text):
+    return one_of("True", "False")(text) == "True"
+
+
+def optional(parse):
+    def parse_or_none(text):
+        if text == "None":
+            return None
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ValueError(f"None or {error}") from None
+
+    return parse_or_none
+
+
+def numbers(text):
+    """'3', '0-7' or '0,3,5-8' -> a list of whole numbers, each once."""
+    found = []
+    for part in text.replace(",", " ").split():
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= last - first < 100_000:
+            break
+        found += range(first, last + 1)
+    else:
+        if found:
+            return list(dict.fromkeys(found))
+    raise ValueError("a number, a range or a list, such as 0 or 0-7 or 0,3,5")
+
+
+def folder(text):
+    with suppress(RuntimeError):  # ~user, of a user that there is not
+        if text:
+            return Path(text).expanduser()
+    raise ValueError("a folder")
+
+
+def element_list(text):
+    from pymatgen.core import Element
+
+    words = text.replace(",", " ").split()
+    if not words or not all(Element.is_valid_symbol(word) for word in words) or len(set(words)) < len(words):
+        raise ValueError("element symbols, each once, such as Fe Ni Co")
+    return tuple(words)
+
+
+def pair_list(text):
+    pairs = [tuple(word.split("-")) for word in text.replace(",", " ").split()]
+    if not all(len(pair) == 2 and pair[0] != pair[1] for pair in pairs):
+        raise ValueError("pairs of elements, such as Mn-Pd")
+    for pair in pairs:
+        element_list(" ".join(pair))
+    return pairs
+
+
+# Every constant that is a setting of more than one script, and what it may be. Which of them a script
+# has, and with what default, stands in its own block of constants.
+OPTIONS = {
+    "DATA_DIR": folder,
+    "TABLE_DIR": optional(folder),
+    "RESULTS_DIR": folder,
+    "ALLOYS": one_of("4+5", "Total"),
+    "PERCENT": number(float, 0, 100),
+    "SEEDS": numbers,
+    "SPLITS": numbers,
+    "SELECT_BY": one_of("reference", "validation"),
+    "HOLD_OUT": number(float, 0.01, 0.9),
+    "REFIT": true_or_false,
+    "CLUSTERS": words_of("points", "pairs", "triplets", "second_pairs"),
+    "ALPHA": optional(number(float, 0)),
+    "AUGMENT": number(int, 1),
+    "SOURCE_EPOCHS": number(int, 0),
+    "SOURCE_LEARNING_RATE": number(float, 0),
+    "EPOCHS": number(int, 2),
+    "PATIENCE": number(int, 1),
+    "BATCH_SIZE": number(int, 1),
+    "LEARNING_RATE": optional(number(float, 0)),
+    "DEVICE": one_of("auto", "cpu", "cuda", "mps"),
+    "PREDICT": optional(str),
+    "CHECKPOINT": optional(Path),
+    "ELEMENTS": optional(element_list),
+    "EXCLUDED_PAIRS": optional(pair_list),
+}
+
+
+def as_text(value):
+    """A constant as it would be typed: [0, 1] -> '0 1', [('Mn', 'Pd')] -> 'Mn-Pd'."""
+    if isinstance(value, list | tuple | range | set):
+        return " ".join("-".join(one) if isinstance(one, list | tuple) else str(one) for one in value)
+    return str(value)
+
+
+def parse(name, value, options):
+    """A setting's value from text or a Python value; ValueError says where and what was expected."""
+    try:
+        return options[name](as_text(value))
+    except ValueError as error:
+        raise ValueError(f"expected {error}; got '{as_text(value)}'") from None
+
+
+def read(script, **own_options):
+    """Settings of one run: the constants of a script, each replaced by its flag where one is given.
+
+    script: the script's globals(); every constant there that OPTIONS or own_options know becomes a
+    flag (TABLE_DIR -> --table-dir), with the comment beside the constant as its help. ELEMENTS and
+    EXCLUDED_PAIRS of this file become flags of every script.
+    own_options: parsers of constants whose options are the script's own, such as METHOD.
+    Prints the settings in force. Returns them as a namespace; DATA_DIR and such are Paths.
+    Ends the program with one line and status 2 on an unknown flag or a value out of range.
+    """
+    program = Path(script["__file__"]).name
+    options = OPTIONS | own_options
+    shared = {"ELEMENTS": ELEMENTS, "EXCLUDED_PAIRS": EXCLUDED_PAIRS}
+    defaults = {name: value for name, value in script.items() if name in options} | shared
+    sources = Path(script["__file__"]).read_text("utf-8") + Path(__file__).read_text("utf-8")
+    flags = {name: "--" + name.lower().replace("_", "-") for name in defaults}
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            self.exit(2, f"{program}: {message}; the flags are {' '.join(flags.values())}\n")
+
+    parser = Parser(
+        program,
+        usage=f"{program} [--flag value ...]",
+        description=script["__doc__"],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, value in defaults.items():
+        comment = re.search(rf"^{name} = .*?  # (.*)$", sources, re.MULTILINE)
+        help_text = f"{comment[1] if comment else ''} (default: {as_text(value)})".replace("%", "%%")
+        nargs = "*" if options[name] is true_or_false else "+"  # --fix alone means --fix True
+        parser.add_argument(flags[name], nargs=nargs, metavar="VALUE", help=help_text)
+    given = vars(parser.parse_args())
+
+    settings, in_force = SimpleNamespace(), []
+    for name, default in defaults.items():
+        words = given[name.lower()]
+        text = as_text(default) if words is None else " ".join(words) if words else "True"
+        try:
+            setattr(settings, name, parse(name, text, options))
+        except ValueError as error:
+            where = f"constant {name}" if words is None else flags[name]
+            parser.exit(2, f"{program}: {where}: {error}\n")
+        in_force.append(f"{name} {text}")
+    print(", ".join(in_force), flush=True)
+    if "TABLE_DIR" in defaults and settings.TABLE_DIR is None:
+        settings.TABLE_DIR = settings.DATA_DIR
+    return settings
+
+
+def run(main):
+    """Run a script's main; bad input ends it with one line on standard error and status 2."""
+    program = Path(sys.argv[0]).name
+    with suppress(AttributeError):  # a terminal without Greek letters gets question marks for them
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        main()
+    except InputError as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a file in a program that locks it
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the files that were there before are as they were", file=sys.stderr)
+        sys.exit(130)
+
+
+# ==== files =======================================================================================
+
+
+def listed(faults, most=8):
+    """The faults of one kind as one text."""
+    more = f", and {len(faults) - most} more" if len(faults) > most else ""
+    return ", ".join(map(str, faults[:most])) + more
+
+
+@contextmanager
+def whole_files(folder):
+    """A function from a file's name to a path to write to; all get their names when the block ends well.
+
+    If it does not, none does, and what was there before stays. A temporary name that no other run has
+    keeps two at once from writing into one file; the process number would not, between machines that
+    share a folder. Ctrl-C waits until all have their names.
+    """
+    temporary, before = {}, signal.getsignal(signal.SIGINT)
+
+    def new(name):
+        temporary[name] = folder / f".{uuid.uuid4().hex[:12]}.{name}"
+        return temporary[name]
+
+    try:
+        yield new
+        with suppress(ValueError):  # signals are the main thread's
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for name, written in temporary.items():
+            os.replace(written, folder / name)
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, before)
+
+
+def identity(settings, data):
+    """What a run's results follow from, as text: its settings and the data's checksums.
+
+    Not where the data and the results lie, and which alloys are predicted afterwards.
+    """
+    places = ("DATA_DIR", "TABLE_DIR", "RESULTS_DIR", "PREDICT", "CHECKPOINT")
+    used = {name: value for name, value in vars(settings).items() if name not in places}
+    return json.dumps({"settings": used, "sha256": data}, indent=1, default=str) + "\n"
+
+
+def free_name(folder, name, pattern, content):
+    """name, or name_2 and so on: the first whose file, named by the pattern, is not there or the same.
+
+    So a run replaces its own earlier results, and never those of another.
+    """
+    for free in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2))):
+        path = folder / pattern.format(free)
+        if not path.exists() or path.read_bytes() == content.encode():
+            return free
+
+
+def csv_text(frame):
+    """A frame as CSV with the same line ends on all machines."""
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def write_csv(frame, path):
+    path.write_text(csv_text(frame), encoding="utf-8", newline="")
+
+
+def output_folder(path):
+    """Make the folder, and see that it can be written to, before the long work and not after."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder that can be written to ({error.strerror})") from None
