@@ -201,13 +201,12 @@ def work(piece, data, data_dir, seeds):
         if half_widths is not None:
             within = (np.abs(true - values.mean(0)) <= half_widths[i, split.test]).mean()
         ensemble, single = report.scores(true, values.mean(0)), [report.scores(true, v) for v in values]
-        # What a split draws from is the pool of alloys that may be test alloys: for '4+5' those of four
-        # and five elements, which the intervals of differences need to know.
-        pool = (data.table.n_components.to_numpy()[split.train] >= 4).sum()
-        n_train = pool if piece["alloys"] == "4+5" else len(split.train)
+        # What the splits share follows from the pool that they draw test alloys from: for '4+5' those of
+        # four and five elements. The alloys of few elements, in every training set, do not count.
+        many = data.table.n_components >= (4 if piece["alloys"] == "4+5" else 0)
         rows.append(
             {name: piece[name] for name in KEYS}
-            | {"split": split.number, "n_train": n_train, "n_test": len(split.test)}
+            | {"split": split.number, "n_pool": many.sum() - len(split.test), "n_test": len(split.test)}
             | {name: ensemble[name] for name in ("R2", "RMSE", "MAE")}
             | {f"single_{name}": np.mean([one[name] for one in single]) for name in ("R2", "RMSE", "MAE")}
             | {"within_90": within, "seconds": (time.time() - started) / len(splits)}
@@ -268,15 +267,16 @@ def joblib_backend(backend, scheduler):
 # ---- table and pictures --------------------------------------------------------------------------
 
 
-def corrected_interval(differences, n_train, n_test):
+def corrected_interval(differences, n_pool, n_test):
     """Half width of the 95 % interval of a mean difference over splits whose training sets overlap.
 
-    Nadeau and Bengio, Machine Learning 52, 239 (2003): variance times 1/J + n_test/n_train.
+    Nadeau and Bengio, Machine Learning 52, 239 (2003): variance times 1/J + n_test/n_train, n_train being
+    what is left of the pool that the test alloys are drawn from.
     """
     n = len(differences)
     if n < 2:
         return np.nan
-    return student.ppf(0.975, n - 1) * np.sqrt((1 / n + n_test / n_train) * np.var(differences, ddof=1))
+    return student.ppf(0.975, n - 1) * np.sqrt((1 / n + n_test / n_pool) * np.var(differences, ddof=1))
 
 
 def paired(frame, baseline="scratch", measure="RMSE"):
@@ -293,7 +293,7 @@ def paired(frame, baseline="scratch", measure="RMSE"):
                 difference = (other[measure] - base[measure]).dropna()
                 if method == baseline or difference.empty:
                     continue
-                half = corrected_interval(difference, base.n_train.mean(), base.n_test.mean())
+                half = corrected_interval(difference, base.n_pool.mean(), base.n_test.mean())
                 rows.append(
                     dict(zip(KEYS, (alloys, target, percent, method, rule)))
                     | {"splits": len(difference), "difference": difference.mean(), "half_width": half}
