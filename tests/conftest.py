@@ -98,6 +98,17 @@ def study_tables(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def little_memory():
+    """Memory that runs away becomes an error here, not the end of the machine."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(ValueError, OSError):  # macOS, or a machine that allows less
+        resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def run(script, *flags, status=0):
     """Run a script as `python script flags` does, in this process; returns what it printed."""
     before, out, err, code = sys.argv, io.StringIO(), io.StringIO(), 0

@@ -25,7 +25,7 @@ ELEMENTS = ("Fe", "Ni", "Co", "Cr", "Mn", "Pd")
 EXCLUDED = {"Mn", "Pd"}  # no alloy holds both
 PHASES = ("fcc", "bcc")
 TARGETS = {"Ef": "Eform (eV/atom)", "Ms": "Ms (mub/atom)"}
-ELECTRONEGATIVITY = {"Fe": 1.83, "Ni": 1.91, "Co": 1.88, "Cr": 1.66, "Mn": 1.55, "Pd": 2.20}
+CHI = {"Fe": 1.83, "Ni": 1.91, "Co": 1.88, "Cr": 1.66, "Mn": 1.55, "Pd": 2.20}  # electronegativity
 RADIUS = {"Fe": 1.277, "Ni": 1.246, "Co": 1.250, "Cr": 1.285, "Mn": 1.292, "Pd": 1.376}
 VALENCE = {"Fe": 8, "Ni": 10, "Co": 9, "Cr": 6, "Mn": 7, "Pd": 10}
 SCRATCH_RATE = {"Ef": 0.005, "Ms": 0.001}
@@ -35,8 +35,7 @@ BLOCKS = (("", 1), ("pair ", 2), ("triplet ", 3), ("quadruplet ", 4), ("second p
 
 def descriptors(formulas, phases, elements=ELEMENTS):
     """Mole fractions, mixing entropy, two mismatches, valence electrons, and the phase as two columns."""
-    properties = (ELECTRONEGATIVITY, RADIUS, VALENCE)
-    chi, radius, valence = (np.array([values[e] for e in elements]) for values in properties)
+    chi, radius, valence = (np.array([of[e] for e in elements]) for of in (CHI, RADIUS, VALENCE))
     rows = []
     for formula, phase in zip(formulas, phases):
         c = np.array([Composition(formula).get_atomic_fraction(e) for e in elements])
@@ -49,8 +48,7 @@ def descriptors(formulas, phases, elements=ELEMENTS):
 
 def multisets(size, elements=ELEMENTS):
     """The unordered sets of `size` elements, with repetition, that an alloy can hold."""
-    every = itertools.combinations_with_replacement(elements, size)
-    return [chosen for chosen in every if not set(chosen) >= EXCLUDED]
+    return [c for c in itertools.combinations_with_replacement(elements, size) if not set(c) >= EXCLUDED]
 
 
 def columns(elements=ELEMENTS, second=False):
@@ -64,32 +62,25 @@ def clusters(structure, phase):
     lattice, n_atoms = structure.lattice.matrix, len(structure)
     positions = structure.frac_coords @ lattice
     block = np.concatenate([positions + np.array(m) @ lattice for m in itertools.product(range(3), repeat=3)])
-    n_first = {"fcc": 12, "bcc": 8}[phase]
+    n_first, n_triplets, n_bases, n_fourths = {"fcc": (12, 24, 24, 1), "bcc": (8, 36, 12, 2)}[phase]
     first, second = range(1, n_first + 1), range(n_first + 1, n_first + 7)  # 0 is the atom itself
-    candidates = [*itertools.combinations(first, 2)]
-    candidates += itertools.product(first, second) if phase == "bcc" else []
-    candidates.sort(key=lambda jk: jk[0])
-    found = [[], [], [], [], []]
+    third, fourths = (first, first) if phase == "fcc" else (range(1, n_first + 7), second)
+    candidates = [(j, k) for j in first for k in third if j < k]
+    found = [[] for _ in BLOCKS]
     for i in range(n_atoms):
         middle = 13 * n_atoms + i  # image (1, 1, 1)
         order = np.argsort(np.sqrt(((block - block[middle]) ** 2).sum(axis=1)), kind="stable")
         near = np.array([middle, *order[order != middle][: n_first + 6]])
         d = np.sqrt(((block[near][:, None] - block[near][None]) ** 2).sum(axis=2)).tolist()
-
-        triplets = sorted(candidates, key=lambda jk: d[0][jk[0]] + d[0][jk[1]] + d[jk[0]][jk[1]])
-        if phase == "fcc":
-            triplets = bases = triplets[:24]
-            fourths, n_fourths = first, 1
-        else:
-            bases = [(j, k) for j, k in triplets if k in first][:12]
-            triplets, fourths, n_fourths = triplets[:36], second, 2
+        by_perimeter = sorted(candidates, key=lambda jk: d[0][jk[0]] + d[0][jk[1]] + d[jk[0]][jk[1]])
+        bases = [(j, k) for j, k in by_perimeter if k in first][:n_bases]
         quadruplets = []
         for j, k in bases:
             others = [n for n in fourths if n not in (j, k)]
             nearest = sorted(others, key=lambda n: d[0][n] + d[j][n] + d[k][n])[:n_fourths]
             quadruplets += [(j, k, n) for n in nearest]
-
-        blocks = ([()], [(j,) for j in first], triplets, quadruplets, [(j,) for j in second])
+        pairs, second_pairs = [(j,) for j in first], [(j,) for j in second]
+        blocks = ([()], pairs, by_perimeter[:n_triplets], quadruplets, second_pairs)
         for members, others in zip(found, blocks):
             members.append(near[np.array([(0, *rest) for rest in others])] % n_atoms)
     return [np.concatenate(members) for members in found]
@@ -141,8 +132,7 @@ def held_out(table, train_rows, number, share):
     """The training rows that choose the epoch where the test set must not be read."""
     many = of_many(table, train_rows)
     rows = train_rows[many] if many.any() else train_rows
-    phases = table.phase.to_numpy()[rows]
-    return train_test_split(rows, test_size=share, stratify=phases, random_state=number)[1]
+    return train_test_split(rows, test_size=share, stratify=table.phase.iloc[rows], random_state=number)[1]
 
 
 def fit_ce(table, occupations, target, rows, alpha, names):
@@ -185,12 +175,9 @@ def samples(lattices, alloys="4+5", elements=ELEMENTS):
 
 def select(kinds, n, alloys="4+5"):
     """The numbers of the n samples that data augmentation adds, the same ones to either phase."""
-    if alloys == "Total":
-        shares = {size: math.ceil(rows * n / 364) for size, rows in ((2, 84), (4, 97), (5, 55))}
-        shares[3] = n - sum(shares.values())
-    else:
-        shares = {5: math.ceil(55 * n / 152)}
-        shares[4] = n - shares[5]
+    rows, total, rest = ({2: 84, 4: 97, 5: 55}, 364, 3) if alloys == "Total" else ({5: 55}, 152, 4)
+    shares = {size: math.ceil(count * n / total) for size, count in rows.items()}
+    shares[rest] = n - sum(shares.values())
     generator, chosen = np.random.default_rng(42), []
     for size in sorted(shares):
         plain, mn = ([i for i, kind in enumerate(kinds) if kind == (size, name)] for name in ("plain", "Mn"))
@@ -224,19 +211,13 @@ class Network(nn.Module):
         return self.layers(torch.cat([x[:, :n] @ self.embedding.weight, x[:, n:]], dim=1))
 
 
-def mean_loss(network, inputs, targets):
-    """The mean squared error over a whole set in one forward pass."""
-    with torch.no_grad():
-        return nn.functional.mse_loss(network(inputs), targets).item()
-
-
 def train(network, inputs, targets, watch, optimiser, epochs, patience, batch_size):
     """Train, leave the network in the state that is kept, and return that state's epoch, counted from 1.
 
     `watch` holds the inputs and targets whose loss chooses the state; None keeps the last one.
     """
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=batch_size, shuffle=True)
-    least, kept, state = math.inf, 1, None
+    least, kept, state = math.inf, epochs, network.state_dict()
     for epoch in range(1, epochs + 1):
         for x, y in loader:
             optimiser.zero_grad()
@@ -244,25 +225,19 @@ def train(network, inputs, targets, watch, optimiser, epochs, patience, batch_si
             optimiser.step()
         if watch is None or epoch == 1:
             continue
-        loss = mean_loss(network, *watch)
+        loss = nn.functional.mse_loss(network(watch[0]), watch[1]).item()
         if loss < least:
             least, kept, state = loss, epoch, copy.deepcopy(network.state_dict())
         elif epoch - kept >= patience:
             break
-    if state is None:
-        return epochs
     network.load_state_dict(state)
     return kept
 
 
-def fit_scalers(x, y):
-    """The scalers of inputs and targets."""
-    return StandardScaler().fit(x), StandardScaler().fit(y.reshape(-1, 1))
-
-
-def standardise(scalers, x, y):
-    """Inputs and targets as a network takes them: scaled in double precision, then float32."""
-    scaled = scalers[0].transform(x), scalers[1].transform(y.reshape(-1, 1))
+def standardise(on, inputs, targets):
+    """As a network takes them: scaled in double precision as the set `on` asks for, then float32."""
+    columns = (on[0], inputs), (on[1][:, None], targets[:, None])
+    scaled = [StandardScaler().fit(fitted).transform(values) for fitted, values in columns]
     return [torch.tensor(values, dtype=torch.float32) for values in scaled]
 
 
@@ -279,47 +254,40 @@ def carry_out(
     x, y = descriptors(table.formula, table.phase, elements), table[TARGETS[target]].to_numpy()
 
     def fit(rows, watched, epochs):
-        source, trained = sets(x, y, rows)
+        source, trained = sets(x, y, rows) if sets else (None, (x[rows], y[rows]))
         torch.manual_seed(seed)
         network = Network(len(elements), convolution)
-        if source is None:
-            optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-        else:
-            optimiser = torch.optim.Adam(network.parameters(), lr=source_rate)
-            scaled = standardise(fit_scalers(*source), *source)
+        optimiser = torch.optim.Adam(network.parameters(), lr=source_rate if source else rate)
+        if source:
+            scaled = standardise(source, *source)
             train(network, *scaled, None, optimiser, source_epochs, None, batch_size)
             torch.manual_seed(seed)
             network.embedding.requires_grad_(False)
             optimiser = torch.optim.SGD(network.layers.parameters(), lr=rate)
-        scalers = fit_scalers(*trained)
-        watch = None if watched is None else standardise(scalers, x[watched], y[watched])
-        kept = train(network, *standardise(scalers, *trained), watch, optimiser, epochs, patience, batch_size)
-        return network, scalers, kept, trained
+        scaled = standardise(trained, *trained)
+        watch = None if watched is None else standardise(trained, x[watched], y[watched])
+        return network, trained, train(network, *scaled, watch, optimiser, epochs, patience, batch_size)
 
     rows, test = split(table, alloys, percent, number, prime)
-    if share is None:
-        network, scalers, kept, trained = fit(rows, test, epochs)
-    else:
-        watched = held_out(table, rows, number, share)
-        network, scalers, kept, trained = fit(rows[~np.isin(rows, watched)], watched, epochs)
-        if refit:
-            network, scalers, kept, trained = fit(rows, None, kept)
+    watched = test if share is None else held_out(table, rows, number, share)
+    network, trained, kept = fit(rows[~np.isin(rows, watched)], watched, epochs)
+    if share is not None and refit:
+        network, trained, kept = fit(rows, None, kept)
     result = SimpleNamespace(network=network, epochs=kept)
     for name, (inputs, values) in (("train", trained), ("test", (x[test], y[test]))):
-        standard = standardise(scalers, inputs, values)
-        predicted = scalers[1].inverse_transform(network(standard[0]).detach().numpy()).ravel()
+        x, y = standardise(trained, inputs, values)
+        scaled = network(x).detach()
+        predicted = scaled.numpy().ravel() * trained[1].std() + trained[1].mean()
         setattr(result, f"{name}_predicted", predicted)
         setattr(result, f"{name}_r2", r2_score(values, predicted))
-        setattr(result, f"{name}_loss", mean_loss(network, *standard))
+        setattr(result, f"{name}_loss", nn.functional.mse_loss(scaled, y).item())
     return result
 
 
 def scratch(table, target, rate=None, **study):
     """Scratch; `study` holds further arguments of carry_out, here and below."""
     rate = SCRATCH_RATE[target] if rate is None else rate
-    return carry_out(
-        lambda x, y, rows: (None, (x[rows], y[rows])), table, target, rate, convolution=True, **study
-    )
+    return carry_out(None, table, target, rate, convolution=True, **study)
 
 
 def scratch_prime(table, target, **study):
@@ -345,12 +313,11 @@ def da(table, occupations, random, target, augment=75, second=False, alpha=None,
     def sets(x, y, rows):
         labelled = label(table, occupations, random, target, rows, second, alpha, elements)
         chosen = select(random.kinds, augment, alloys)
-        inputs, values = [], []
+        parts = []
         for phase in PHASES:
             here = [row for row in rows if table.phase.iloc[row] == phase]
-            inputs += [x[here], labelled[phase][0][chosen]]
-            values += [y[here], labelled[phase][1][chosen]]
-        return None, (np.concatenate(inputs), np.concatenate(values))
+            parts += [(x[here], y[here]), [part[chosen] for part in labelled[phase]]]
+        return None, [np.concatenate(part) for part in zip(*parts)]
 
     return carry_out(sets, table, target, rate, **study)
 
@@ -362,7 +329,6 @@ def tl(table, occupations, random, target, second=False, alpha=None, rate=0.05, 
 
     def sets(x, y, rows):
         labelled = label(table, occupations, random, target, rows, second, alpha, elements)
-        source = tuple(np.concatenate([labelled[phase][part] for phase in PHASES]) for part in (0, 1))
-        return source, (x[rows], y[rows])
+        return [np.concatenate(part) for part in zip(*labelled.values())], (x[rows], y[rows])
 
     return carry_out(sets, table, target, rate, **study)

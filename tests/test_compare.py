@@ -19,12 +19,12 @@ SMALL = ["--splits", "0-1", "--seeds", "0-1", "--percents", "100", "--targets", 
 
 def test_corrected_interval_by_hand():
     """Two splits, differences 1 and 3: variance 2, t(0.975, 1) = 12.7062, factor 1/2 + 1/4."""
-    found = compare_methods.corrected_interval(np.array([1.0, 3.0]), n_train=40, n_test=10)
+    found = compare_methods.corrected_interval(np.array([1.0, 3.0]), n_pool=40, n_test=10)
     assert found == pytest.approx(12.7062 * np.sqrt(0.75 * 2), rel=1e-4)
 
 
 def test_paired_differences_are_split_by_split():
-    keys = {"alloys": "4+5", "target": "Ef", "percent": 100.0, "n_train": 40, "n_test": 10}
+    keys = {"alloys": "4+5", "target": "Ef", "percent": 100.0, "n_pool": 40, "n_test": 10}
     rows = [
         keys | {"method": method, "rule": rule, "split": split, "RMSE": value}
         for method, rule, values in (

@@ -5,13 +5,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import STUDY, TINY, needs_study, random_alloy, run, write_data
+from conftest import TINY, random_alloy, run, write_data
 
 import common
 import generate
 import settings
 
 ELEMENTS = ["Al", "Co", "Ni"]
+METHODS = [["scratch", "main.py"], ["da", "main_transfer.py", "--augment", "40"], ["tl", "main_transfer.py"]]
 
 
 @pytest.fixture(scope="module")
@@ -33,27 +34,24 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_columns_and_lattices_follow_from_the_data(data):
-    table, system = common.read_database(data, ["Ef"])
-    for phase in common.PHASES:
-        columns = pd.read_csv(data / f"{phase}_train.csv").columns
-        # 3 points, 6 pairs, 10 triplets, 15 quadruplets, 6 second-neighbour pairs
-        assert len(columns) == 1 + 3 + 6 + 10 + 15 + 6 + 2 and {"Co", "triplet Ni-Co-Al"} <= set(columns)
-        lattice = generate.read_lattice(data, table, system, phase)
-        assert len(lattice) == 16 * 5  # repeated until tenths of it are whole atoms
-
-
-def test_generate(data, tmp_path):
+def test_tables_and_samples(data, tmp_path):
     flags = ["--data-dir", data, "--results-dir", tmp_path]
     assert (
         len(run("generate.py", *flags, status=2).err.splitlines()) == 1
     )  # it has no alloys of four elements
     printed = run("generate.py", *flags, "--alloys", "Total").out
     assert "Al: not in ELEMENT_TABLE" in printed and "1.61" in printed and "Co: not in" not in printed
+    table, system = common.read_database(data, ["Ef"])
     for phase in common.PHASES:
+        columns = pd.read_csv(data / f"{phase}_train.csv").columns
+        # 3 points, 6 pairs, 10 triplets, 15 quadruplets, 6 second-neighbour pairs
+        assert len(columns) == 1 + 3 + 6 + 10 + 15 + 6 + 2 and {"Co", "triplet Ni-Co-Al"} <= set(columns)
+        assert len(generate.read_lattice(data, table, system, phase)) == 16 * 5  # tenths are whole atoms
         samples = pd.read_csv(tmp_path / f"generated_{phase}_Ef_Total_19.csv")
         assert len(samples) == 3 * 9 + 36 and samples.notna().all(axis=None)
         np.testing.assert_allclose(samples[ELEMENTS].sum(axis=1), 1)
+        assert (tmp_path / f"eci_{phase}_Ef_Total_19.png").stat().st_size > 5000
+        assert len(pd.read_csv(tmp_path / f"eci_{phase}_Ef_Total_19.csv")) == 20  # with the intercept
         law = -1.2 * samples.Al * (1 - samples.Al)
         assert np.corrcoef(samples["Eform (eV/atom)"], law)[0, 1] > 0.9
 
@@ -65,9 +63,9 @@ def test_training(data, tmp_path, phases):
     folder = shutil.copytree(data, tmp_path / "data")
     frame[frame.phase.isin(phases)].to_csv(folder / "Database.csv")
     flags = ["--data-dir", folder, "--results-dir", tmp_path, "--predict", "Al2CoNi", *TINY]
-    for script, method in (("main.py", "scratch"), ("main_transfer.py", "da"), ("main_transfer.py", "tl")):
+    for method, script, *more in METHODS:
         assert len(run(script, *flags, "--method", method, status=2).err.splitlines()) == 1
-        printed = run(script, *flags, "--method", method, "--alloys", "Total").out
+        printed = run(script, *flags, *more, "--method", method, "--alloys", "Total").out
         assert "Al: not in ELEMENT_TABLE" in printed and "R2: " in printed
         table = pd.read_csv(tmp_path / f"{method}_Ef_Total_100_reference_predicted.csv")
         assert list(table.phase) == ["fcc", "bcc"] and table["mean"].notna().all()
@@ -91,13 +89,3 @@ def test_systems():
     assert system == (("Al", "Co", "Ni"), (frozenset(("Ni", "Al")),))
     with pytest.raises(settings.InputError, match="He"):
         common.element_properties(["Fe", "He"])
-    many = (*common.ELEMENT_TABLE, "Al", "Cu", "Ti", "V", "Zr", "Nb", "Mo", "Hf")
-    with pytest.raises(settings.InputError, match="make"):
-        generate.sample_compositions(common.System(many, ()), "Total")
-
-
-@needs_study
-def test_the_papers_system_follows_from_the_papers_data():
-    database, system = common.read_database(STUDY, ["Ef", "Ms"])
-    assert system == common.System(tuple(common.ELEMENT_TABLE), (frozenset(("Mn", "Pd")),))
-    assert len(database) == 364
