@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -322,6 +323,8 @@ def test_killed_between_two_names(data):
 
 def start(*command, **more):
     command = [sys.executable, *map(str, command)]
+    if os.name == "posix":  # tests run in the background ignore Ctrl-C, and what they start would too
+        more["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
 
 
