@@ -22,6 +22,7 @@ import common
 import generate
 import settings
 import structure_stat
+from cells import SURROUNDINGS
 from common import BLOCKS, PHASES, TARGETS
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -34,6 +35,7 @@ ENERGY, MOMENT = TARGETS["Ef"].column, TARGETS["Ms"].column
 TOTAL, CELL_TOTAL = "Etot (eV/atom)", "Etot (eV)"
 CELL_MOMENT, MASS_MOMENT = "mb (mub/cell)", "Ms (emu/g)"
 VOLUME = "V0 (A3/atom)"
+DISPLACED = r"rmsd (\AA)"  # by relaxation, in angstrom; only shown
 EMU = 5584.94  # emu/mol in one Bohr magneton per atom: Avogadro's number times the magneton
 
 ENERGY_TOLERANCE = 0.002  # eV/atom
@@ -75,7 +77,7 @@ def read_database(data_dir, targets, elements, excluded_pairs):
     whole = common.read_table(data_dir / "Database.csv", ["structures", "phase"])
     whole = whole[whole.phase.isin(PHASES)]
     whole = whole.set_index(whole.structures.astype(str)).loc[frame.structure]
-    for column in (ENERGY, MOMENT, TOTAL, CELL_TOTAL, CELL_MOMENT, MASS_MOMENT, VOLUME):
+    for column in (ENERGY, MOMENT, TOTAL, CELL_TOTAL, CELL_MOMENT, MASS_MOMENT, VOLUME, DISPLACED):
         if column not in whole:
             print(f"no column '{column}': what needs it is left out")
         elif column not in frame:
@@ -108,6 +110,12 @@ def read_structures(folder, frame, system):
         findings += [Finding(name, "structures", formula, "POSCAR", fault) for fault in faults]
         if not faults:
             occupation[row] = values[0, wanted]
+            shares = dict(zip(SURROUNDINGS, values[0, len(columns) :]))
+            became = max(shares, key=shares.get)
+            if became != phase:
+                moved = f", rmsd {frame[DISPLACED][row]:g}" if DISPLACED in frame else ""
+                now = f"{became} in {shares[became]:.0%} of its atoms{moved}"
+                findings.append(Finding(name, "phase", phase, "surroundings in the POSCAR", now))
     return frame.assign(n_atoms=n_atoms, volume=volume), occupation, findings
 
 

@@ -2,15 +2,21 @@
 
     python structure_stat.py
     python structure_stat.py --data-dir ../HEA_data --table-dir tables
+    python structure_stat.py --cells lattice
 
 Reads Database.csv and POSCARS/ in DATA_DIR. Writes fcc_train.csv and bcc_train.csv to TABLE_DIR: a
 row per structure, with the probability that a cluster of each shape (point, nearest-neighbour pair,
-triplet, quadruplet, second-neighbour pair) holds each combination of elements, and the targets.
-Cells are counted as they are given; check.py holds them against the database.
+triplet, quadruplet, second-neighbour pair) holds each combination of elements, the shares of its atoms
+in fcc, bcc, hcp and other surroundings, and the targets; and phases.csv, these shares of all cells.
+
+Cells are counted as they are given, which is as published. Relaxed cells then carry what relaxation made
+of them, and many have left the lattice of their name. With --cells lattice each atom is put back on its
+site, and the tables are fcc_train_lattice.csv and bcc_train_lattice.csv.
 """
 
 import re
 import warnings
+from contextlib import suppress
 from functools import cache
 from itertools import combinations, product
 
@@ -21,6 +27,7 @@ from pymatgen.core import Composition
 from pymatgen.io.vasp.inputs import Poscar
 from tqdm import tqdm
 
+import cells
 import common
 import settings
 from common import BLOCKS, TARGETS
@@ -29,6 +36,7 @@ from settings import InputError
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder for the two occupation tables; None: DATA_DIR
+CELLS = "given"  # given: counted as they are, as published; lattice: put back on their lattice first
 # --------------------------------------------------------------------------------------------------
 
 FIRST_SHELL = {"fcc": 12, "bcc": 8}  # atoms
@@ -222,10 +230,38 @@ def same_alloy(composition, formula):
     return found.almost_equals(named, rtol=0, atol=1e-3)
 
 
-def count_structures(paths, formulas, phase, system):
+def vectors_of(positions):
+    """From each atom to its neighbours, (n_atoms, n, 3), from the positions of `neighbours`."""
+    return positions[:, 1:] - positions[:, :1]
+
+
+def own_cells(paths, formulas, phase, system):
+    """The cells that structures of one phase were made in, where their atoms tell: a set; and no faults."""
+    found = set()
+    for path, formula in zip(paths, formulas):
+        with suppress(InputError):  # said when the clusters are counted
+            structure = read_structure(path, formula, system.elements)
+            _, positions = neighbours(structure, phase)
+            found.add(cells.own_cell(structure, phase, vectors_of(positions)))
+    return found - {None}, []
+
+
+def put_back(structure, phase, known):
+    """A structure on its ideal lattice, in its own cell or one of the known. InputError if it cannot be."""
+    _, positions = neighbours(structure, phase)
+    own = cells.own_cell(structure, phase, vectors_of(positions))
+    try:
+        return cells.on_lattice(structure, phase, known if own is None else [own])[0]
+    except ValueError as error:
+        raise InputError(f"cannot be put back on its lattice: {error}") from None
+
+
+def count_structures(paths, formulas, phase, system, known=None):
     """Occupation probabilities of structures of one phase: (n, n_columns), and the faults found.
 
-    Columns: those of all BLOCKS, in order. With a fault the probabilities are None.
+    known: cells that structures of this phase were made in; then each is put back on its lattice first.
+    Columns: those of all BLOCKS, in order, and the shares of atoms as in cells.SURROUNDINGS. With a fault
+    the probabilities are None.
     """
     species, sites, positions, faults = [], [], [], []
     offset = 0
@@ -236,6 +272,8 @@ def count_structures(paths, formulas, phase, system):
             faults.append(str(error))
             continue
         try:
+            if known is not None:
+                structure = put_back(structure, phase, known)
             site, position = neighbours(structure, phase)
         except InputError as error:
             faults.append(f"{path.name} ({error})")
@@ -248,27 +286,28 @@ def count_structures(paths, formulas, phase, system):
         return None, faults
     n_atoms = np.array([len(one) for one in species])
     first = np.cumsum(n_atoms) - n_atoms  # of each structure's atoms
-    species, sites = np.concatenate(species), np.concatenate(sites)
+    species, sites, positions = np.concatenate(species), np.concatenate(sites), np.concatenate(positions)
     blocks = []
-    for block, members in cluster_members(np.concatenate(positions), phase).items():
+    for block, members in cluster_members(positions, phase).items():
         clusters = cluster_sites(sites, members)  # (n_atoms, clusters per atom, size)
         lookup = column_of(system, block)
         columns = lookup[tuple(species[clusters[..., i]] for i in range(clusters.shape[-1]))]
         per_atom = count(columns, np.ones(columns.shape[1]), lookup.max() + 1)
         blocks.append(np.add.reduceat(per_atom, first) / (n_atoms * columns.shape[1])[:, None])
-    return np.hstack(blocks), faults
+    found = cells.surroundings(vectors_of(positions)).astype(float)
+    return np.hstack([*blocks, np.add.reduceat(found, first) / n_atoms[:, None]]), faults
 
 
-def count_chunks(chunks, workers):
-    """What `count_structures` returns for each chunk of its arguments, in order, as they come."""
-    calls = (joblib.delayed(count_structures)(*chunk) for chunk in chunks)
+def count_chunks(chunks, workers, function=count_structures):
+    """What the function returns for each chunk of its arguments, in order, as they come."""
+    calls = (joblib.delayed(function)(*chunk) for chunk in chunks)
     return joblib.Parallel(workers, return_as="generator")(calls)
 
 
-def count_all(folder, database, system):
+def count_all(folder, database, system, on_lattice=False):
     """Occupation probabilities of all structures: {phase: (n, n_columns)}, in the database's order.
 
-    Raises InputError that names all faults found.
+    Columns: as in `count_structures`. Raises InputError that names all faults found.
     """
     missing = [name for name in database.structure if not (folder / name).is_file()]
     if missing:
@@ -281,6 +320,11 @@ def count_all(folder, database, system):
             part = rows[start : start + CHUNK]
             chunks.append(([folder / name for name in part.structure], list(part.formula), phase, system))
     workers = -1 if len(database) >= PARALLEL_FROM else 1
+    if on_lattice:
+        known = {phase: set() for phase in common.phases_of(database)}
+        for chunk, (of_chunk, _) in zip(chunks, count_chunks(chunks, workers, own_cells)):
+            known[chunk[2]] |= of_chunk
+        chunks = [(*chunk, known[chunk[2]]) for chunk in chunks]
     found, faults = {phase: [] for phase in common.phases_of(database)}, []
     with tqdm(total=len(database), desc="structures", unit="") as bar:
         for chunk, (values, new_faults) in zip(chunks, count_chunks(chunks, workers)):
@@ -296,20 +340,33 @@ def count_all(folder, database, system):
 
 
 def main():
-    chosen = settings.read(globals())
+    chosen = settings.read(globals(), CELLS=settings.one_of("given", "lattice"))
     targets = common.targets_in(chosen.DATA_DIR)
     database, system = common.read_database(chosen.DATA_DIR, targets, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS)
     print(f"data: {common.data_set(chosen.DATA_DIR)}", flush=True)
     settings.output_folder(chosen.TABLE_DIR)
-    counted = count_all(chosen.DATA_DIR / "POSCARS", database, system)
+    on_lattice = chosen.CELLS == "lattice"
+    counted = count_all(chosen.DATA_DIR / "POSCARS", database, system, on_lattice)
     columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
+    shares = [f"share {name}" for name in cells.SURROUNDINGS]
+    of_targets = [TARGETS[target].column for target in targets]
+    phases = []
     with settings.whole_files(chosen.TABLE_DIR) as new:
         for phase, values in counted.items():
             rows = database[database.phase == phase].reset_index(drop=True)
-            table = pd.DataFrame(values, columns=columns).round(DECIMALS)
-            parts = [rows[["structure"]], table, rows[[TARGETS[target].column for target in targets]]]
-            settings.write_csv(pd.concat(parts, axis=1), new(f"{phase}_train.csv"))
-            print(f"{phase}_train.csv: {len(table)} structures, {len(columns)} columns of clusters")
+            table = pd.DataFrame(values, columns=[*columns, *shares]).round(DECIMALS)
+            parts = [rows[["structure"]], table, rows[of_targets]]
+            name = f"{phase}_train{'_lattice' * on_lattice}.csv"
+            settings.write_csv(pd.concat(parts, axis=1), new(name))
+            print(f"{name}: {len(table)} structures, {len(columns)} columns of clusters")
+            became = np.array(cells.SURROUNDINGS)[table[shares].to_numpy().argmax(1)]
+            phases.append(
+                pd.concat([rows[["structure", "phase"]], table[shares]], axis=1).assign(became=became)
+            )
+            counts = [f"{name} in {n}" for name, n in pd.Series(became).value_counts().items()]
+            print(f"  most atoms have surroundings of {', '.join(counts)} of them")
+        if not on_lattice:
+            settings.write_csv(pd.concat(phases), new("phases.csv"))
     print(f"written to {chosen.TABLE_DIR}")
 
 

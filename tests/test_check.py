@@ -197,7 +197,10 @@ FALSE_ALARMS = {(name, MOMENT) for name in ALARMS} | {("NiMn_sqsfcc", ENERGY)}
 @needs_study
 def test_study(tmp_path):
     found, _ = checked(STUDY, tmp_path / "out", "--fix")
-    assert {(structure, column) for structure, column, _ in found} == LISTED | FURTHER | FALSE_ALARMS
+    left_lattice = {one for one in found if one[1] == "phase"}  # 95 named bcc, 22 named fcc
+    assert len(left_lattice) == 95 + 22
+    found = {(structure, column) for structure, column, _ in found - left_lattice}
+    assert found == LISTED | FURTHER | FALSE_ALARMS
 
     path = tmp_path / "out" / "Database_fixed.csv"
     original, fixed = (pd.read_csv(p, index_col=1).iloc[:, 1:] for p in (STUDY / "Database.csv", path))
@@ -211,6 +214,7 @@ def test_study(tmp_path):
     # what was corrected is found no more
     again = changed(tmp_path, STUDY, lambda frame: pd.read_csv(path, index_col=0))
     left = {(structure, column) for structure, column, _ in checked(again, tmp_path / "again")[0]}
+    left = {one for one in left if one[1] != "phase"}
     assert not left & LISTED
     # with them corrected the others scatter less, and one more stands out
     assert left - FURTHER - FALSE_ALARMS <= {("Fe36Ni31Co31Cr31Mn31_sqsbcc", MOMENT)}

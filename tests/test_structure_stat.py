@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ideal, needs_study, random_alloy
+from conftest import ideal, needs_study, random_alloy, run, write_data
 from pymatgen.core import Composition, Structure
 from pymatgen.io.vasp.inputs import Poscar
 
@@ -147,3 +147,43 @@ def test_workers_count_the_same(tmp_path):
     for (one, faults), (other, other_faults) in zip(alone, spread):
         np.testing.assert_array_equal(one, other)
         assert faults == other_faults
+
+
+FILLINGS = {("Fe8Ni8Co10Cr6", "fcc"): 2, ("Fe10Ni6Co10Cr6", "fcc"): 2, ("Fe4Ni4Cr5Mn3", "bcc"): 2}
+
+
+def tables(folder, displacement, *flags):
+    """Both tables of random alloys displaced by so much, by structure, and what was printed of faults."""
+    alloys = {}
+    for seed, (formula, phase) in enumerate(FILLINGS):
+        counts = {e: int(n) for e, n in Composition(formula).get_el_amt_dict().items()}
+        alloys[formula, phase] = random_alloy(phase, counts, seed, displacement=displacement)
+    write_data(folder, alloys)
+    run("structure_stat.py", "--data-dir", folder, *flags)
+    ending = "_lattice" if flags else ""
+    return pd.concat([pd.read_csv(folder / f"{phase}_train{ending}.csv") for phase in ("fcc", "bcc")])
+
+
+def test_on_the_lattice_a_displaced_cell_counts_as_the_ideal_one(tmp_path):
+    given = tables(tmp_path / "ideal", 1e-6, "--cells", "lattice")
+    moved = tables(tmp_path / "moved", 0.15, "--cells", "lattice")
+    pd.testing.assert_frame_equal(moved, given, rtol=0, atol=1e-9)
+    assert moved["share fcc"].tolist() == [1, 1, 0] and moved["share bcc"].tolist() == [0, 0, 1]
+    as_it_is = tables(tmp_path / "as it is", 0.15)
+    clusters = [c for c in given if c.startswith("triplet")]
+    assert not np.allclose(as_it_is[clusters], given[clusters], atol=1e-3)
+
+
+def test_what_became_of_each_cell(tmp_path):
+    """A table of its own; a cell of bcc named fcc is told, and one with a vacancy cannot be put back."""
+    folder = tmp_path / "data"
+    write_data(folder, {("FeNi", "fcc"): ideal("bcc", ["Fe", "Ni"], 3, a=2.9),
+                        ("FeCo3", "fcc"): ideal("fcc", ["Fe", "Co", "Co", "Co"], 2)})  # fmt: skip
+    run("structure_stat.py", "--data-dir", folder)
+    found = pd.read_csv(folder / "phases.csv")
+    assert found.became.tolist() == ["bcc", "fcc"] and found["share bcc"].tolist() == [1, 0]
+    cell = ideal("fcc", ["Fe", "Co", "Co", "Co"], 2)
+    cell.remove_sites([0, 8, 16, 24])
+    write_data(tmp_path / "vacancies", {("Fe7Co21", "fcc"): cell})
+    error = run("structure_stat.py", "--data-dir", tmp_path / "vacancies", "--cells", "lattice", status=2).err
+    assert "Fe7Co21_sqsfcc" in error and "put back" in error
