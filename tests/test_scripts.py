@@ -14,7 +14,7 @@ DATA, TRAINING = "data-dir table-dir", "epochs patience batch-size learning-rate
 CHOICE = "results-dir target method alloys percent seeds splits select-by hold-out refit"
 SOURCE = "clusters alpha augment source-epochs source-learning-rate"
 FLAGS = {
-    "structure_stat.py": DATA,
+    "structure_stat.py": f"{DATA} cells",
     "generate.py": f"{DATA} results-dir target alloys clusters alpha",
     "main.py": f"{DATA} {CHOICE} {TRAINING}",
     "main_transfer.py": f"{DATA} {CHOICE} {SOURCE} {TRAINING}",
