@@ -234,6 +234,19 @@ def test_weights_of_rows():
         torch.testing.assert_close(value, trained[1][name], atol=1e-6, rtol=0)
 
 
+def test_recorded_losses():
+    """With a rate of zero: in training the mean of the batches' losses, watched that of the whole set."""
+    inputs, targets = made_up_set(32, 1)
+    watch = made_up_set(7, 2)
+    network, generators = common.side_by_side([0], lambda: common.Network(6, 12))
+    arrays = [tuple(part.numpy() for part in one) for one in ((inputs, targets), watch)]
+    still = partial(common.SGD, rate=0.0)
+    epochs, losses = common.train(network, generators, arrays[:1], [0], still, 9, 16, arrays[1:], 4)
+    expected = [nn.functional.mse_loss(network(x[None])[0], y).item() for x, y in ((inputs, targets), watch)]
+    assert [row[:2] for row in losses] == [(0, epoch) for epoch in range(1, 7)] and epochs.tolist() == [2]
+    np.testing.assert_allclose([row[2:] for row in losses], [expected] * 6, rtol=1e-5)
+
+
 def test_labels_of_the_samples(six, tmp_path):
     """generate.py: every label by the second implementation's cluster expansion, order included."""
     folder, table, occupations, random = six
