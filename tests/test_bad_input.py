@@ -54,8 +54,9 @@ VALUES = """
 --target E: Ef, Ms; --method tl: scratch, scratch_prime; --alloys 4: 4+5, Total; --select-by test: validation
 --percent 101: 0 to 100; --percent many: 0 to 100; --hold-out 1: 0.01 to 0.9; --refit no: True, False
 --seeds 3-1: 0-7; --seeds -1: 0-7; --seeds 0-1-2: 0-7; --splits 0-999999999: 0-7; --patience 0: 1 or more
+--batch-size 0: 1 or more
 --epochs 1: 2 or more; --epochs 2.5: whole number; --epochs 100000000000000000000: whole number
---batch-size 0: 1 or more; --batch-size 100000000000000000000: whole number; --learning-rate nan: None or a number
+--batch-size 100000000000000000000: whole number; --learning-rate nan: None or a number
 --learning-rate 1e300: number; --device gpu: auto, cpu, cuda, mps; --elements Fe Xx: each once
 --elements Fe Fe: each once; --excluded-pairs Mn: Mn-Pd; --excluded-pairs Fe-Ni: no Fe with Ni
 --data-dir ~no-such-user/data: ~no-such-user; --predict no.csv: no.csv; --checkpoint no.pt: with PREDICT
