@@ -30,6 +30,7 @@ from tqdm import tqdm
 import cells
 import common
 import settings
+from cells import FIRST_SHELL
 from common import BLOCKS, TARGETS
 from settings import InputError
 
@@ -39,7 +40,6 @@ TABLE_DIR = None  # folder for the two occupation tables; None: DATA_DIR
 CELLS = "given"  # given: counted as they are, as published; lattice: put back on their lattice first
 # --------------------------------------------------------------------------------------------------
 
-FIRST_SHELL = {"fcc": 12, "bcc": 8}  # atoms
 SECOND_SHELL = 6  # atoms, in both
 CHUNK = 16  # structures counted together: many make numpy's loops long, few stay in the processor's cache
 PARALLEL_FROM = 2000  # structures; fewer are counted before the workers have started
