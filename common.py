@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import mse_loss, pad
 from torch.optim.adam import adam
 from tqdm import tqdm
 
@@ -406,6 +406,7 @@ def hold_out(table, split, share):
 
 EMBEDDING = 58  # dimensions of an element's embedding; with the six other inputs: 64
 HIDDEN = 64
+ALIGNED = 16  # numbers of 4 bytes: the 64 bytes at whose multiples torch begins its tensors
 
 
 class Linear(nn.Linear):
@@ -581,10 +582,24 @@ def learned_by(network):
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
+def as_one(tensors):
+    """Tensors (n_replicas, ...) in one, (n_replicas, n_numbers), zeros between them.
+
+    Each begins at a multiple of ALIGNED, as a tensor alone does in memory: on some processors a product
+    rounds otherwise where a matrix begins elsewhere.
+    """
+    flat = [tensor.flatten(1) for tensor in tensors]
+    return torch.cat([pad(one, (0, gap)) if (gap := -one.shape[1] % ALIGNED) else one for one in flat], dim=1)
+
+
 def take_views(parameters, numbers):
-    """Make the parameters views of one tensor, (n_replicas, n_numbers)."""
-    for parameter, part in zip(parameters, numbers.split([p[0].numel() for p in parameters], dim=1)):
+    """Make the parameters views of one tensor that `as_one` made."""
+    start = 0
+    for parameter in parameters:
+        size = parameter[0].numel()
+        part = numbers[:, start : start + size]
         parameter.data = part.view(len(part), *parameter.shape[1:])
+        start += size + -size % ALIGNED
 
 
 def train_alike(network, generators, rows, optimiser, epochs, batch_size, watch, patience):
@@ -592,7 +607,7 @@ def train_alike(network, generators, rows, optimiser, epochs, batch_size, watch,
     # One leaf holds all that is learned, so that the optimiser has one tensor to walk, and the network's
     # parameters are views of it.
     learned = learned_by(network)
-    leaf = nn.Parameter(torch.cat([parameter.detach().flatten(1) for parameter in learned], dim=1))
+    leaf = nn.Parameter(as_one([parameter.detach() for parameter in learned]))
     take_views(learned, leaf.data)
     learner, stepper, kept = network, optimiser([leaf]), leaf.data.clone()
     kept_epochs = np.zeros(len(kept), int) if watch is not None else np.array(epochs)
@@ -608,7 +623,7 @@ def train_alike(network, generators, rows, optimiser, epochs, batch_size, watch,
             squared = mse_loss(learner(inputs), targets, reduction="none")  # (n_replicas, batch_size)
             loss = (weights[0] * squared if weights else squared).mean(1)
             gradients = torch.autograd.grad(loss.sum(), learned)
-            leaf.grad = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+            leaf.grad = as_one(gradients)
             stepper.step()
             total = total + loss.detach()
         in_training, watched = (total / len(shuffled[0])).cpu().numpy(), np.full(len(held), np.nan)

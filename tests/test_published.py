@@ -269,7 +269,6 @@ def test_labels_of_the_samples(six, tmp_path):
     ("script", "flags", "expected"),
     [
         ("main.py", "", (0.9576118, 0.042388, 0.9109527, 0.051504)),
-        ("main_transfer.py", "", (0.9392294, 0.060771, 0.9476033, 0.030306)),
         ("main_transfer.py", "--method da", (None, None, 0.9262801, 0.044433)),
         ("main.py", "--method scratch_prime", (0.9876355, None, 0.9075026, None)),
         ("main.py", "--target Ms", (0.9455016, None, 0.9459105, None)),
@@ -283,3 +282,25 @@ def test_published_figures(study_tables, tmp_path, script, flags, expected):
     for name, value in zip(("train_R2", "train_loss", "test_R2", "test_loss"), expected):
         if value is not None:
             assert row[name] == pytest.approx(value, abs=1e-6), name
+
+
+@needs_study
+def test_the_studys_transfer(study_tables, tmp_path):
+    """TL's figure as the plain loop finds it here: processors that round otherwise lead to other epochs.
+
+    On the Intel Xeon of method.md that is train R2 0.9392294, test R2 0.9476033, on an AMD EPYC 0.9495292,
+    0.9439913.
+    """
+    flags = ["--data-dir", STUDY, "--table-dir", study_tables, "--results-dir", tmp_path]
+    run("main_transfer.py", *flags, "--device", "cpu")
+    found = pd.read_csv(tmp_path / "tl_Ef_4+5_100_reference_metrics.csv").iloc[0]
+    table = pd.read_csv(STUDY / "Database.csv")
+    table["formula"] = table.structures.str.split("_").str[0]
+    occupations = pd.concat([pd.read_csv(study_tables / f"{phase}_train.csv") for phase in published.PHASES])
+    occupations = occupations.set_index("structure").loc[table.structures].reset_index(drop=True)
+    lattices = {p: published_structure(STUDY / f"POSCARS/FeNiCoCrMn_sqs{p}") for p in published.PHASES}
+    samples = published.samples(lattices)
+    expected = published.tl(table, occupations, samples, "Ef")
+    assert found.epoch == expected.epochs
+    for name in ("train_R2", "train_loss", "test_R2", "test_loss"):
+        assert found[name] == pytest.approx(getattr(expected, name.lower()), abs=1e-6), name
