@@ -22,7 +22,7 @@ FLAGS = --data-dir $(DATA_DIR) --table-dir $(TABLE_DIR)
 .PHONY: all test lint mutants bench reference clean
 
 all: .venv/run
-	$(BIN)/python structure_stat.py $(FLAGS)
+	$(BIN)/python structure_stat.py $(FLAGS) --cells given lattice
 	$(BIN)/python generate.py $(FLAGS) --results-dir $(RESULTS_DIR)
 	$(BIN)/python main.py $(FLAGS) --results-dir $(RESULTS_DIR)
 	$(BIN)/python main_transfer.py $(FLAGS) --results-dir $(RESULTS_DIR)

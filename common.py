@@ -42,7 +42,9 @@ TARGETS = {
     "Ef": Target("Eform (eV/atom)", "eV/atom", "formation energy", 0.005, 1e-4, 1e-3),
     "Ms": Target("Ms (mub/atom)", "μB/atom", "magnetisation", 0.001, 1e-2, 1e-1),
 }
-PHASES = ("fcc", "bcc")  # also the order of the one-hot phase columns
+PHASES = ("fcc", "bcc")  # lattices that alloys are named after; also the order of their one-hot columns
+# What a network is told of the phase: the lattice in the name, as published, or what the cell became.
+INPUT_PHASES = {"named": PHASES, "found": (*PHASES, "hcp")}
 LARGEST = 1e6  # of the targets; far beyond any alloy, and far from where sums of squares overflow
 GAS_CONSTANT = 8.3145  # J/(mol K)
 STUDY_SHA256 = "94704eb693bba516de0cf7eb8a2c9d0423b2fb0f7a639000ee112d4e223f1081"  # its Database.csv
@@ -163,10 +165,17 @@ def descriptors(fractions, elements):
     return np.column_stack([fractions, entropy, delta_radius, delta_chi, fractions @ valence])
 
 
-def network_inputs(fractions, phases, elements):
-    """Descriptors and the one-hot phase: (n, n_elements + 6), 12 columns for the paper's elements."""
-    one_hot = np.array([[phase == p for p in PHASES] for phase in phases], float)
-    return np.hstack([descriptors(fractions, elements), one_hot])
+def one_hot(names, phases):
+    """Columns of the phases: names (n,) -> (n, n_phases), 1 where the name is the phase."""
+    return np.array([[name == phase for phase in phases] for name in names], float)
+
+
+def network_inputs(fractions, shares, elements):
+    """Descriptors and the columns of the phase: 12 columns for the paper's elements and named phases.
+
+    shares: of INPUT_PHASES, (n, n_phases), `one_hot` of names or what cells have of each.
+    """
+    return np.hstack([descriptors(fractions, elements), shares])
 
 
 # ==== the database and the occupation tables ======================================================
@@ -279,48 +288,78 @@ class Data(NamedTuple):
     """All alloys of a run; rows are the same in all parts."""
 
     target: str  # its name in TARGETS
-    table: pd.DataFrame  # structure, phase, formula, n_components, the target, columns of all BLOCKS
+    table: pd.DataFrame  # structure, phase in the name, formula, n_components, the target
     system: System
-    inputs: np.ndarray  # (n, n_elements + 6), what a network sees
+    phases: tuple  # whose columns are the last of the inputs, one of INPUT_PHASES
+    inputs: np.ndarray  # (n, n_elements + 4 + n_phases), what a network sees
     targets: np.ndarray  # (n,), in the target's unit
+    cells: str  # what the clusters are counted on: given or lattice
+    clusters: pd.DataFrame  # (n, n_columns), occupation probabilities, columns of all BLOCKS
+    shares: np.ndarray  # (n, 3) of atoms with fcc, bcc, hcp surroundings in the cell as given
     source: str  # whose data it is, as `data_set` says
-    sha256: dict  # of Database.csv and the tables
+    sha256: dict  # of Database.csv, the tables and the lists of POSCARs
 
     def sets(self, row_sets):
         """[(inputs, targets)] of each set of rows; None for None."""
         return row_sets and [(self.inputs[rows], self.targets[rows]) for rows in row_sets]
 
 
-def load_data(data_dir, table_dir, target, elements=None, excluded_pairs=None):
+def known_before(data, columns, rule="validation"):
+    """Clusters of alloys to be predicted: occupation probabilities, (n, n_columns).
+
+    All that may be read of them before the calculation: composition and named phase are in data.inputs,
+    the arrangement of species is here. In a relaxed cell clusters tell what DFT made of it, so they
+    have to be counted on the lattice; the paper's rule, `reference`, does not ask for that. Of training
+    rows data.clusters and data.shares may be read as they are. Raises ValueError where cells are as given.
+    """
+    if data.cells != "lattice" and rule != "reference":
+        raise ValueError("clusters of relaxed cells are not known before the calculation")
+    return data.clusters[columns].to_numpy()
+
+
+def table_name(phase, cells):
+    """File of an occupation table; the list of its POSCARs has the ending .sha256."""
+    return f"{phase}_train{'_lattice' if cells == 'lattice' else ''}.csv"
+
+
+def load_data(
+    data_dir, table_dir, target, elements=None, excluded_pairs=None, cells="given", phase_input="named"
+):
     """Data of a run from the occupation tables, fcc rows before bcc rows.
 
-    target: a name in TARGETS. elements, excluded_pairs: as in `alloy_system`. Raises InputError where
-    a table is missing or does not match Database.csv, and what `read_database` raises.
+    target: a name in TARGETS. elements, excluded_pairs: as in `alloy_system`. cells: tables of clusters
+    counted on cells as given or on the lattice. phase_input: a name in INPUT_PHASES. Raises InputError
+    where a table is missing or does not match Database.csv or the POSCARs, and what `read_database` raises.
     """
     database, system = read_database(data_dir, [target], elements, excluded_pairs)
     source, sums = data_set(data_dir), {"Database.csv": sha256(data_dir / "Database.csv")}
     print(f"data: {source}", flush=True)
     column = TARGETS[target].column
     columns = [column for block in BLOCKS for column in cluster_columns(system, block)]
+    shares = [f"share {phase}" for phase in INPUT_PHASES["found"]]
     advice = "run structure_stat.py first, with the same data and table folders"
+    advice += " and --cells lattice" if cells == "lattice" else ""
     tables = []
     for phase in phases_of(database):
         rows = database[database.phase == phase].reset_index(drop=True)
-        path = table_dir / f"{phase}_train.csv"
+        path = table_dir / table_name(phase, cells)
         if not path.is_file():
             raise InputError(f"{path}: no such table; {advice}")
         try:
-            table = read_table(path, ["structure", column, *columns])
+            table = read_table(path, ["structure", column, *columns, *shares])
         except InputError as error:
             raise InputError(f"{error}; {advice}") from None
         same = ["structure", column]
         if not table[same].astype(str).equals(rows[same].astype(str)):
             raise InputError(f"{path}: does not match {data_dir / 'Database.csv'}; {advice}")
-        numeric = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-        if not np.isfinite(numeric).all():
-            raise InputError(f"{path}: expected numbers in all columns of clusters; {advice}")
-        tables.append(pd.concat([rows, pd.DataFrame(numeric, columns=columns)], axis=1))
-        sums[path.name] = sha256(path)
+        numeric = table[[*columns, *shares]].apply(pd.to_numeric, errors="coerce").astype(float)
+        if not np.isfinite(numeric.to_numpy()).all():
+            raise InputError(f"{path}: expected numbers in all columns of clusters and shares; {advice}")
+        tables.append(pd.concat([rows, numeric], axis=1))
+        changed = changed_poscars(data_dir / "POSCARS", path.with_suffix(".sha256"))
+        if changed:
+            raise InputError(f"{path}: counted before {listed(changed)} changed; {advice}")
+        sums |= {one.name: sha256(one) for one in (path, path.with_suffix(".sha256"))}
     table = pd.concat(tables, ignore_index=True)
     for element in system.elements:
         if element not in ELEMENT_TABLE:
@@ -330,9 +369,34 @@ def load_data(data_dir, table_dir, target, elements=None, excluded_pairs=None):
                 f"atomic radius {radius:g} angstrom, {valence:g} valence electrons"
             )
     fractions = mole_fractions(table.formula, system.elements)
-    inputs = network_inputs(fractions, table.phase, system.elements)
-    table = table.assign(n_components=(fractions > 0).sum(1))
-    return Data(target, table, system, inputs, table[column].to_numpy(), source, sums)
+    phases, found = INPUT_PHASES[phase_input], table[shares].to_numpy()
+    inputs = network_inputs(
+        fractions, one_hot(table.phase, phases) if phase_input == "named" else found, system.elements
+    )
+    clusters, targets = table[columns], table[column].to_numpy()
+    table = table[rows.columns].assign(n_components=(fractions > 0).sum(1))
+    return Data(
+        target, table, system, phases, inputs, targets, cells, clusters, found, source, sums
+    )  # fmt: skip
+
+
+def poscar_digest(path):
+    """SHA-256 of a POSCAR, whichever line ends it has."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def poscar_list(folder, names):
+    """The list of POSCARs beside a table, as sha256sum writes and checks it."""
+    return "".join(f"{poscar_digest(folder / name)}  {name}\n" for name in names)
+
+
+def changed_poscars(folder, path):
+    """Names of the POSCARs in the folder that differ from the list; those that are not there do not."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such list of POSCARs; run structure_stat.py again")
+    lines = [line.partition("  ") for line in path.read_text("utf-8", errors="replace").splitlines()]
+    there = [(digest, name) for digest, _, name in lines if (folder / name).is_file()]
+    return [name for digest, name in there if poscar_digest(folder / name) != digest]
 
 
 # ==== splits ======================================================================================
@@ -753,12 +817,15 @@ def restored(state):
     return Trained(network, scalers, np.zeros(n_replicas), [])
 
 
-def predictor(state, system):
-    """Function (mole fractions (n, n_elements), phases (n,)) -> ((n_networks, n), {}), from `state_of`."""
+def predictor(state, system, phases):
+    """Function (mole fractions (n, n_elements), names of phases (n,)) -> ((n_networks, n), {}).
+
+    state: from `state_of`. phases: one of INPUT_PHASES.
+    """
     trained = restored(state)
 
-    def predict_alloys(fractions, phases):
-        inputs = network_inputs(fractions, phases, system.elements)
+    def predict_alloys(fractions, names):
+        inputs = network_inputs(fractions, one_hot(names, phases), system.elements)
         return predict(trained, inputs).reshape(-1, len(inputs)), {}
 
     return predict_alloys

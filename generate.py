@@ -30,9 +30,11 @@ RESULTS_DIR = "results"  # folder for what this script writes
 TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, mub/atom
 ALLOYS = "4+5"  # 4+5: samples of four and five elements; Total: of two to five
 CLUSTERS = ["points", "pairs", "triplets"]  # blocks the CE is fitted to; second_pairs may be added
-ALPHA = None  # strength of the ridge penalty; None: as published, by target and clusters
+ALPHA = None  # strength of the ridge penalty; None: as published, by target and clusters; or tuned
+CELLS = "given"  # clusters counted on cells as given, as published, or with each atom on its lattice site
 # --------------------------------------------------------------------------------------------------
 
+PENALTIES = np.logspace(-6, 1, 15)  # that a tuned one is taken from
 STEPS = 10  # mole fractions of samples are multiples of 1/STEPS
 MAX_ELEMENTS = 5
 MOST_SAMPLES = 100_000  # beyond, the occupation tables of the samples fill the memory
@@ -46,7 +48,7 @@ class Samples(NamedTuple):
     elements: tuple
     fractions: np.ndarray  # (n, n_elements)
     kind: np.ndarray  # (n,), 0: plain; 1: with Mn; 2: its copy with Pd
-    inputs: dict  # phase -> (n, n_elements + 6), what a network sees
+    inputs: dict  # phase -> (n, n_elements + 4 + n_phases), what a network sees
     occupation: dict  # phase -> (n, n_columns), what the CE sees
 
 
@@ -101,28 +103,27 @@ def tenths(n):
     return np.diff(np.hstack([np.full_like(ends, -1), bars, ends])) - 1
 
 
-def read_structures(data_dir, rows, system):
-    """The structures of some rows of the database."""
-    folder = data_dir / "POSCARS"
-    try:
-        return [
-            structure_stat.read_structure(folder / name, formula, system.elements)
-            for name, formula in zip(rows.structure, rows.formula)
-        ]
-    except InputError as error:
-        raise InputError(f"{folder}: expected the POSCAR of the samples' lattice; found {error}") from None
-
-
-def read_lattice(data_dir, table, system, phase):
+def read_lattice(data_dir, data, phase):
     """The structure whose sites the samples of a phase fill: LATTICE, else the phase's largest.
 
-    Repeated along its shortest vector until STEPS divides its number of atoms, as it does LATTICE's
-    160, so that each cell holds exactly the composition it stands for.
+    Put on its lattice where data.cells says so. Repeated along its shortest vector until STEPS divides its
+    number of atoms, as it does LATTICE's 160, so that each cell holds exactly the composition it stands for.
     """
-    rows = table[table.phase == phase]
-    if LATTICE + phase in set(rows.structure):
-        rows = rows[rows.structure == LATTICE + phase]
-    structure = max(read_structures(data_dir, rows, system), key=len)
+    folder, rows = data_dir / "POSCARS", data.table[data.table.phase == phase]
+    paths = [folder / name for name in rows.structure]
+    wanted = (rows.structure == LATTICE + phase).to_numpy()
+    wanted = np.flatnonzero(wanted if wanted.any() else ~wanted)
+    try:
+        structures = [
+            structure_stat.read_structure(paths[i], rows.formula.iloc[i], data.system.elements)
+            for i in wanted
+        ]
+        structure = max(structures, key=len)
+        if data.cells == "lattice":
+            known, _ = structure_stat.own_cells(paths, rows.formula, phase, data.system)
+            structure = structure_stat.put_back(structure, phase, known)
+    except InputError as error:
+        raise InputError(f"{folder}: expected the POSCAR of the samples' lattice; found {error}") from None
     repeats = [1, 1, 1]
     repeats[int(np.argmin(structure.lattice.abc))] = STEPS // math.gcd(len(structure), STEPS)
     return structure.make_supercell(repeats, in_place=False)
@@ -171,39 +172,42 @@ def sample_occupation(structure, phase, species, system, clusters):
     return np.hstack(blocks)
 
 
-def make_samples(data_dir, table, system, alloys, clusters):
-    """Samples of all phases in the table; nothing in them depends on a fit or a target."""
-    fractions, kind = sample_compositions(system, alloys)
+def make_samples(data_dir, data, alloys, clusters):
+    """Samples of all phases of the data; nothing in them depends on a fit or a target."""
+    fractions, kind = sample_compositions(data.system, alloys)
     inputs, occupation = {}, {}
-    for phase in common.phases_of(table):
-        structure = read_lattice(data_dir, table, system, phase)
-        inputs[phase] = common.network_inputs(fractions, [phase] * len(fractions), system.elements)
+    for phase in common.phases_of(data.table):
+        structure = read_lattice(data_dir, data, phase)
+        shares = common.one_hot([phase] * len(fractions), data.phases)
+        inputs[phase] = common.network_inputs(fractions, shares, data.system.elements)
         species = draw_species(fractions, len(structure))
-        occupation[phase] = sample_occupation(structure, phase, species, system, clusters)
-    return Samples(system.elements, fractions, kind, inputs, occupation)
+        occupation[phase] = sample_occupation(structure, phase, species, data.system, clusters)
+    return Samples(data.system.elements, fractions, kind, inputs, occupation)
 
 
-def rows_of(table, rows, phase):
-    """Those of the rows that are of one phase, as a frame."""
-    part = table.iloc[rows]
-    return part[part.phase == phase]
+def rows_of(data, rows, phase):
+    """Those of the row numbers that are named after one phase."""
+    return rows[data.table.phase.to_numpy()[rows] == phase]
 
 
-def fit_ce(table, system, rows, target, clusters, alpha=None):
-    """Cluster expansion of each phase, fitted on the given rows of the table alone: {phase: Ridge}.
+def fit_ce(data, rows, clusters, alpha=None):
+    """Cluster expansion of each phase, fitted on the given rows of the data alone: {phase: Ridge}.
 
-    target: a name in TARGETS. clusters: list of blocks. alpha: penalty; None: the published one.
+    clusters: list of blocks. alpha: penalty; None: the published one; tuned: of the least leave-one-out
+    error on the rows.
     """
-    from sklearn.linear_model import Ridge
+    from sklearn.linear_model import Ridge, RidgeCV
 
     if alpha is None:
-        alpha = TARGETS[target].alpha_second if "second_pairs" in clusters else TARGETS[target].alpha
-    columns, models = ce_columns(system, clusters), {}
-    for phase in common.phases_of(table):
-        part = rows_of(table, rows, phase)
-        if part.empty:
+        target = TARGETS[data.target]
+        alpha = target.alpha_second if "second_pairs" in clusters else target.alpha
+    inputs, models = data.clusters[ce_columns(data.system, clusters)].to_numpy(), {}
+    for phase in common.phases_of(data.table):
+        part = rows_of(data, rows, phase)
+        if not len(part):
             raise InputError(f"no {phase} alloy is left to fit the cluster expansion to")
-        models[phase] = Ridge(alpha).fit(part[columns].to_numpy(), part[TARGETS[target].column].to_numpy())
+        model = RidgeCV(PENALTIES) if alpha == "tuned" else Ridge(alpha)
+        models[phase] = model.fit(inputs[part], data.targets[part])
     return models
 
 
@@ -292,29 +296,31 @@ def cross_validated_rmse(model, inputs, targets):
 
 
 def main():
-    chosen = settings.read(globals(), TARGET=settings.one_of(*TARGETS))
+    chosen = settings.read(
+        globals(), TARGET=settings.one_of(*TARGETS), CELLS=settings.one_of("given", "lattice")
+    )
     settings.output_folder(chosen.RESULTS_DIR)
     data = common.load_data(
-        chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS
+        chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS, chosen.CELLS
     )
-    table, system, target = data.table, data.system, TARGETS[chosen.TARGET]
-    samples = make_samples(chosen.DATA_DIR, table, system, chosen.ALLOYS, chosen.CLUSTERS)
-    train = common.split_rows(table, chosen.ALLOYS, percent=100, number=0).train
-    columns = ce_columns(system, chosen.CLUSTERS)
-    models = fit_ce(table, system, train, chosen.TARGET, chosen.CLUSTERS, chosen.ALPHA)
+    target = TARGETS[chosen.TARGET]
+    samples = make_samples(chosen.DATA_DIR, data, chosen.ALLOYS, chosen.CLUSTERS)
+    train = common.split_rows(data.table, chosen.ALLOYS, percent=100, number=0).train
+    columns = ce_columns(data.system, chosen.CLUSTERS)
+    models = fit_ce(data, train, chosen.CLUSTERS, chosen.ALPHA)
     labelled = label(models, samples)
     identity = settings.identity(chosen, data.sha256)
     run = settings.free_name(
         chosen.RESULTS_DIR,
-        f"{chosen.TARGET}_{chosen.ALLOYS}_{len(columns)}",
+        f"{chosen.TARGET}_{chosen.ALLOYS}_{len(columns)}{'_lattice' if chosen.CELLS == 'lattice' else ''}",
         "generate_{}_settings.json",
         identity,
     )
     with settings.whole_files(chosen.RESULTS_DIR) as new:
         new(f"generate_{run}_settings.json").write_text(identity, encoding="utf-8")
         for phase, model in models.items():
-            rows = rows_of(table, train, phase)
-            inputs, targets = rows[columns].to_numpy(), rows[target.column].to_numpy()
+            rows = rows_of(data, train, phase)
+            inputs, targets = data.clusters[columns].to_numpy()[rows], data.targets[rows]
             frame = samples_frame(samples, phase, target.column, labelled[phase][1])
             settings.write_csv(frame, new(f"generated_{phase}_{run}.csv"))
             interactions = pd.DataFrame({"cluster": columns, f"ECI ({target.unit})": model.coef_})
@@ -322,7 +328,7 @@ def main():
             settings.write_csv(interactions, new(f"eci_{phase}_{run}.csv"))
             title = f"Cluster expansion of the {target.label} in {phase}, {data.source}"
             path = new(f"eci_{phase}_{run}.png")
-            plot_interactions(system, chosen.CLUSTERS, model, target, title, path)
+            plot_interactions(data.system, chosen.CLUSTERS, model, target, title, path)
             print(
                 f"{phase}: fit R2 {model.score(inputs, targets):.4f} on {len(rows)} training alloys, "
                 f"cross-validated RMSE {cross_validated_rmse(model, inputs, targets):.4f} {target.unit}; "

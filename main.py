@@ -7,6 +7,10 @@
 Reads the occupation tables of structure_stat.py. Trains a network for each split and seed, prints
 R2 and loss of each, and writes to RESULTS_DIR, named <method>_<target>_<alloys>_<percent>_<rule>:
 settings, metrics, predictions, losses, a parity plot and a checkpoint.
+
+Many relaxed cells are no longer of the phase in their name. With --phase-input found a network is told
+the shares of fcc, bcc and hcp that each cell has: another question than the published one, what an alloy
+has in a phase that one asks for, hcp included.
 """
 
 from functools import partial
@@ -22,6 +26,7 @@ RESULTS_DIR = "results"  # folder for what this script writes
 TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
 METHOD = "scratch"  # scratch: all training alloys; scratch_prime: those of four and five elements
 ALLOYS = "4+5"  # 4+5: test alloys of four and five elements; Total: of two to five
+PHASE_INPUT = "named"  # the network is told the lattice in the name, as published, or the phase found
 PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
 SEEDS = "0"  # networks per split: a number, a range or a list, as 0 or 0-7 or 0,3,5
 SPLITS = "0"  # random splits into training and test set, likewise; 0 is the study's

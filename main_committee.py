@@ -41,7 +41,7 @@ SEEDS = "0"  # ensembles of networks per split: a number, a range or a list, as 
 SPLITS = "0"  # random splits into training and test set, likewise; 0 is the study's
 NETWORKS = 6  # per seed
 CLUSTERS = ["points", "pairs", "triplets"]  # blocks the CE is fitted to; second_pairs may be added
-ALPHA = None  # strength of the CE's ridge penalty; None: as published, by target and clusters
+ALPHA = None  # strength of the CE's ridge penalty; None: as published, by target and clusters; or tuned
 SOURCE_EPOCHS = 40  # of the networks on the samples
 SOURCE_LEARNING_RATE = 0.001  # of Adam, there
 EPOCHS = 20  # of the networks on the training rows
@@ -78,7 +78,7 @@ class Teachers(NamedTuple):
     def predict(self, system, fractions, phases, clusters):
         """Mean of process and CE for alloys with species at random, the process's deviation: (n,) each."""
         phases = np.asarray(phases)
-        inputs = common.network_inputs(fractions, phases, system.elements)
+        inputs = common.network_inputs(fractions, common.one_hot(phases, common.PHASES), system.elements)
         labels = np.full((2, len(phases)), np.nan)  # of a phase that no CE was fitted to
         for phase in self.expansion.keys() & set(phases):
             rows = phases == phase
@@ -116,7 +116,7 @@ def fit_teachers(data, rows, clusters, alpha):
     """Teachers of the given training rows."""
     scalers = common.Scalers.fit(data.inputs[rows], data.targets[rows])
     process = gaussian_process(*scalers.transform(data.inputs[rows], data.targets[rows]))
-    models = generate.fit_ce(data.table, data.system, rows, data.target, clusters, alpha)
+    models = generate.fit_ce(data, rows, clusters, alpha)
     return Teachers(process, scalers, {phase: (one.coef_, one.intercept_) for phase, one in models.items()})
 
 
@@ -156,7 +156,7 @@ def fit_split(data, samples, rows, seeds, n_networks, clusters, alpha, source_lo
 def predict(teachers, trained, n_networks, system, fractions, phases, clusters):
     """Predictions (n_seeds, n) and half widths of their 90 % interval (n,), in the target's unit."""
     taught, deviation = teachers.predict(system, fractions, phases, clusters)
-    inputs = common.network_inputs(fractions, phases, system.elements)
+    inputs = common.network_inputs(fractions, common.one_hot(phases, common.PHASES), system.elements)
     networks = common.predict(trained, inputs).reshape(-1, n_networks, len(inputs)).mean(1)
     return (2 * taught + networks) / 3, NORMAL_90 * deviation
 
@@ -166,7 +166,7 @@ def fit(
     source_loop=(SOURCE_EPOCHS, SOURCE_LEARNING_RATE), loop=(EPOCHS, LEARNING_RATE), batch_size=BATCH_SIZE,
 ):  # fmt: skip
     """The recipe for all splits and seeds, on all cores: a report.Outcome. No test label is read."""
-    samples = generate.make_samples(data_dir, data.table, data.system, alloys, clusters)
+    samples = generate.make_samples(data_dir, data, alloys, clusters)
     call = joblib.delayed(fit_split)
     found = joblib.Parallel(n_jobs=min(len(splits), joblib.cpu_count()))(
         call(data, samples, one.train, seeds, n_networks, clusters, alpha, source_loop, loop, batch_size)
@@ -194,7 +194,7 @@ def fit(
     )
 
 
-def predictor(state, system):
+def predictor(state, system, phases):
     """As common.predictor, with half widths."""
     members = []
     for one in state["splits"]:
@@ -204,10 +204,9 @@ def predictor(state, system):
         expansion = {phase: (c.numpy(), intercept) for phase, (c, intercept) in one["expansion"].items()}
         members.append((Teachers(process, scalers, expansion), trained))
 
-    def predict_alloys(fractions, phases):
+    def predict_alloys(fractions, names):
         found = [
-            predict(*one, state["n_networks"], system, fractions, phases, state["clusters"])
-            for one in members
+            predict(*one, state["n_networks"], system, fractions, names, state["clusters"]) for one in members
         ]
         predicted = np.concatenate([values for values, _ in found])
         return predicted, {"half_width_90": np.mean([half_width for _, half_width in found], axis=0)}
@@ -219,10 +218,10 @@ def main():
     chosen = settings.read(
         globals(), TARGET=settings.one_of(*common.TARGETS), NETWORKS=settings.number(int, 2)
     )
-    chosen.METHOD = METHOD
+    chosen.METHOD, chosen.PHASE_INPUT = METHOD, "named"
     if report.predicts_only(chosen):
         return
-    data, splits = report.load(chosen)
+    data, splits = report.load(chosen, cells="lattice")
     outcome = fit(
         data, chosen.DATA_DIR, splits, chosen.SEEDS, chosen.ALLOYS, chosen.NETWORKS, chosen.CLUSTERS,
         chosen.ALPHA, (chosen.SOURCE_EPOCHS, chosen.SOURCE_LEARNING_RATE),

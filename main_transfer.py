@@ -7,7 +7,10 @@
 Reads the occupation tables of structure_stat.py. For each split, fits the CE of generate.py to the
 training rows and labels new alloys with it. TL: a network learns these, then the DFT training set,
 its embedding of the elements frozen. DA: it learns a selection of these and the training set
-together. Prints and writes what main.py does.
+together. Prints and writes what main.py does, and takes --phase-input as that does.
+
+With SELECT_BY reference the clusters are counted on the cells as given, as published. These are relaxed,
+a test alloy's too, so with validation they are counted on the lattice (structure_stat.py --cells lattice).
 """
 
 from functools import partial
@@ -27,6 +30,7 @@ RESULTS_DIR = "results"  # folder for what this script writes
 TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
 METHOD = "tl"  # tl: transfer learning; da: data augmentation
 ALLOYS = "4+5"  # 4+5: samples and test alloys of four and five elements; Total: of two to five
+PHASE_INPUT = "named"  # the network is told the lattice in the name, as published, or the phase found
 PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
 SEEDS = "0"  # networks per split: a number, a range or a list, as 0 or 0-7 or 0,3,5
 SPLITS = "0"  # random splits into training and test set, likewise; 0 is the study's
@@ -34,7 +38,7 @@ SELECT_BY = "reference"  # epoch of least loss on the test set (reference, as pu
 HOLD_OUT = 0.2  # share of the training set's four- and five-element alloys for validation
 REFIT = True  # after validation, train on the whole training set for as many epochs
 CLUSTERS = ["points", "pairs", "triplets"]  # blocks the CE is fitted to; second_pairs may be added
-ALPHA = None  # strength of the CE's ridge penalty; None: as published, by target and clusters
+ALPHA = None  # strength of the CE's ridge penalty; None: as published, by target and clusters; or tuned
 AUGMENT = 75  # CE-labelled alloys a phase for da
 SOURCE_EPOCHS = 20  # of tl on the CE-labelled alloys, last state kept
 SOURCE_LEARNING_RATE = 0.001  # of Adam, there
@@ -48,12 +52,14 @@ CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of traini
 # --------------------------------------------------------------------------------------------------
 
 
+def cells_for(rule):
+    """What clusters are counted on: under the paper's rule of the epoch the cells as DFT relaxed them."""
+    return "given" if rule == "reference" else "lattice"
+
+
 def label_by_ce(data, samples, train_rows, clusters=CLUSTERS, alpha=ALPHA):
     """The samples labelled by the CE of each split's training rows: [{phase: (inputs, labels)}, ...]."""
-    return [
-        generate.label(generate.fit_ce(data.table, data.system, rows, data.target, clusters, alpha), samples)
-        for rows in train_rows
-    ]
+    return [generate.label(generate.fit_ce(data, rows, clusters, alpha), samples) for rows in train_rows]
 
 
 def transfer(
@@ -89,11 +95,11 @@ def augment(
     `transfer`. The rows of a phase come before its samples, and fcc before bcc.
     """
     network, generators = common.draw(data, seeds * len(train_rows))
-    phases, sets = data.table.phase.to_numpy(), []
+    sets = []
     for rows, of_phase in zip(train_rows, labelled):
         parts = []
         for phase, (inputs, labels) in of_phase.items():
-            own = rows[phases[rows] == phase]
+            own = generate.rows_of(data, rows, phase)
             parts += [(data.inputs[own], data.targets[own]), (inputs[selected], labels[selected])]
         sets.append(tuple(map(np.concatenate, zip(*parts))))
     watch, adam = data.sets(watch_rows), partial(common.Adam, rate=0.001 if rate is None else rate)
@@ -106,8 +112,8 @@ def main():
     )
     if report.predicts_only(chosen):
         return
-    data, splits = report.load(chosen)
-    samples = generate.make_samples(chosen.DATA_DIR, data.table, data.system, chosen.ALLOYS, chosen.CLUSTERS)
+    data, splits = report.load(chosen, cells=cells_for(chosen.SELECT_BY))
+    samples = generate.make_samples(chosen.DATA_DIR, data, chosen.ALLOYS, chosen.CLUSTERS)
     if chosen.METHOD == "da":
         selected = generate.select(samples, chosen.AUGMENT, chosen.ALLOYS)
 

@@ -17,7 +17,7 @@ import torch
 
 import common
 import settings
-from common import PHASES, TARGETS, System
+from common import INPUT_PHASES, PHASES, TARGETS, System
 from settings import InputError, listed
 
 METHODS = {
@@ -46,11 +46,12 @@ def of_networks(trained, data):
     return Outcome(predicted, scales, trained.epochs, trained.losses, {}, common.state_of(trained), "common")
 
 
-def load(chosen, high_only=False):
-    """Data and splits that the settings ask for."""
+def load(chosen, high_only=False, cells="given"):
+    """Data and splits that the settings ask for; cells: what its clusters are counted on."""
     data = common.load_data(
-        chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS
-    )
+        chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS,
+        cells, chosen.PHASE_INPUT,
+    )  # fmt: skip
     return data, [
         common.split_rows(data.table, chosen.ALLOYS, chosen.PERCENT, number, high_only)
         for number in chosen.SPLITS
@@ -89,6 +90,10 @@ def report(chosen, data, splits, outcome, how=None):
         "method": chosen.METHOD, "target": chosen.TARGET, "alloys": chosen.ALLOYS,
         "percent": chosen.PERCENT, "select_by": rule,
     }  # fmt: skip
+    words = [f"{value:g}" if isinstance(value, float) else value for value in run_settings.values()]
+    if chosen.PHASE_INPUT != "named":
+        run_settings["phase_input"] = chosen.PHASE_INPUT
+        words.append(chosen.PHASE_INPUT)
     runs = [(split.number, seed) for split in splits for seed in chosen.SEEDS]
     single, ensemble, tables = [], [], []
     for i, split in enumerate(splits):
@@ -119,7 +124,6 @@ def report(chosen, data, splits, outcome, how=None):
         print(f"and {len(single) - MOST_RUNS} more, in the file of metrics")
 
     identity = settings.identity(chosen, data.sha256)
-    words = [f"{value:g}" if isinstance(value, float) else value for value in run_settings.values()]
     name = settings.free_name(chosen.RESULTS_DIR, "_".join(words), "{}_settings.json", identity)
     with settings.whole_files(chosen.RESULTS_DIR) as new:
         new(f"{name}_settings.json").write_text(identity, encoding="utf-8")
@@ -205,6 +209,7 @@ def save_checkpoint(chosen, data, splits, outcome, path):
             "method": chosen.METHOD,
             "elements": list(data.system.elements),
             "excluded": [sorted(pair) for pair in data.system.excluded],
+            "phases": list(data.phases),
             # what it was trained on, to tell which alloys lie outside
             "least": torch.tensor(data.inputs[rows].min(0)),
             "greatest": torch.tensor(data.inputs[rows].max(0)),
@@ -229,7 +234,11 @@ def load_checkpoint(path):
         system = System(tuple(saved["elements"]), tuple(map(frozenset, saved["excluded"])))
         if saved["module"] not in ("common", "main_committee"):
             raise ValueError("no module of this project")
-        predict_alloys = importlib.import_module(saved["module"]).predictor(saved["state"], system)
+        saved["phases"] = tuple(saved["phases"])
+        if saved["phases"] not in INPUT_PHASES.values():
+            raise ValueError("no phases of this project")
+        module = importlib.import_module(saved["module"])
+        predict_alloys = module.predictor(saved["state"], system, saved["phases"])
         predict_alloys(np.full((1, len(system.elements)), 1 / len(system.elements)), PHASES[:1])
         METHODS[saved["method"]], TARGETS[saved["target"]], saved["least"], saved["greatest"]
         saved["n_components"]
@@ -242,29 +251,29 @@ def load_checkpoint(path):
     return predict_alloys, saved
 
 
-def alloys_to_predict(text):
-    """PREDICT -> frame of formula and phase; formulas stand for both phases.
+def alloys_to_predict(text, phases):
+    """PREDICT -> frame of formula and phase; formulas stand for all phases.
 
     text: formulas, or the path of a CSV file with a column structure (as FeNi3_sqsfcc), or formula
-    and perhaps phase.
+    and perhaps phase. phases: those that can be asked for.
     """
     if not text.endswith(".csv"):
         frame = pd.DataFrame({"formula": text.replace(",", " ").split()})
     else:
         frame = common.read_table(Path(text), [])
         if "structure" in frame:
-            parts = frame.structure.astype(str).str.extract(r"^([^_]+)_.*?(fcc|bcc)$")
+            parts = frame.structure.astype(str).str.extract(rf"^([^_]+)_.*?({'|'.join(phases)})$")
             frame = parts.set_axis(["formula", "phase"], axis=1)
         elif "formula" not in frame:
             raise InputError(f"{text}: expected a column 'structure' or 'formula'")
-        if "phase" in frame and not frame.phase.isin(PHASES).all():
-            raise InputError(f"{text}: expected fcc or bcc as phase in each row")
+        if "phase" in frame and not frame.phase.isin(phases).all():
+            raise InputError(f"{text}: expected {' or '.join(phases)} as phase in each row")
         frame = frame[[column for column in ("formula", "phase") if column in frame]].astype(str)
     bad = [formula for formula in frame.formula if not common.is_formula(formula)]
     if bad or frame.empty:
         raise InputError(f"PREDICT: expected formulas, such as FeNiCoCr; got {listed(bad) or 'none'}")
     if "phase" not in frame:
-        frame = frame.merge(pd.DataFrame({"phase": PHASES}), how="cross")
+        frame = frame.merge(pd.DataFrame({"phase": phases}), how="cross")
     return frame.reset_index(drop=True)
 
 
@@ -272,7 +281,7 @@ def predicts_only(chosen):
     """Look at PREDICT, CHECKPOINT and RESULTS_DIR before the work; predict if no training is asked for."""
     settings.output_folder(chosen.RESULTS_DIR)
     if chosen.PREDICT:
-        alloys_to_predict(chosen.PREDICT)
+        alloys_to_predict(chosen.PREDICT, INPUT_PHASES["found" if chosen.CHECKPOINT else chosen.PHASE_INPUT])
     if chosen.CHECKPOINT and not chosen.PREDICT:
         raise InputError("CHECKPOINT: expected with PREDICT, which says for which alloys")
     if chosen.CHECKPOINT:
@@ -285,7 +294,7 @@ def predict_for(chosen, checkpoint):
     from pymatgen.core import Composition
 
     predict_alloys, saved = load_checkpoint(checkpoint)
-    frame, elements = alloys_to_predict(chosen.PREDICT), saved["elements"]
+    frame, elements = alloys_to_predict(chosen.PREDICT, saved["phases"]), saved["elements"]
     amounts = [Composition(formula).get_el_amt_dict() for formula in frame.formula]
     foreign = [[element for element in amount if element not in elements] for amount in amounts]
     remarks = [[f"element {element} not seen" for element in strange] for strange in foreign]
@@ -299,9 +308,9 @@ def predict_for(chosen, checkpoint):
         predicted, columns = predict_alloys(fractions, phases)
         columns = {"mean": predicted.mean(0), "std": predicted.std(0)} | columns
         frame = frame.join(pd.DataFrame(columns, index=known))
-        inputs = common.network_inputs(fractions, phases, elements)
+        inputs = common.network_inputs(fractions, common.one_hot(phases, saved["phases"]), elements)
         outside = (inputs < saved["least"].numpy() - 1e-9) | (inputs > saved["greatest"].numpy() + 1e-9)
-        names = [*(f"c({e})" for e in elements), "S", "delta_r", "delta_chi", "valence", *PHASES]
+        names = [*(f"c({e})" for e in elements), "S", "delta_r", "delta_chi", "valence", *saved["phases"]]
         for i, beyond in zip(known, outside):
             if beyond.any():
                 named = ", ".join(name for name, is_out in zip(names, beyond) if is_out)

@@ -66,16 +66,18 @@ def true_or_false(text):
     return one_of("True", "False")(text) == "True"
 
 
-def optional(parse):
-    def parse_or_none(text):
-        if text == "None":
-            return None
+def optional(parse, *words):
+    """None, one of the words as it is, or what parse takes."""
+
+    def parse_or_word(text):
+        if text in ("None", *words):
+            return None if text == "None" else text
         try:
             return parse(text)
         except ValueError as error:
-            raise ValueError(f"None or {error}") from None
+            raise ValueError(f"{' or '.join(('None', *words))} or {error}") from None
 
-    return parse_or_none
+    return parse_or_word
 
 
 def numbers(text):
@@ -131,8 +133,9 @@ OPTIONS = {
     "SELECT_BY": one_of("reference", "validation"),
     "HOLD_OUT": number(float, 0.01, 0.9),
     "REFIT": true_or_false,
+    "PHASE_INPUT": one_of("named", "found"),
     "CLUSTERS": words_of("points", "pairs", "triplets", "second_pairs"),
-    "ALPHA": optional(number(float, 0)),
+    "ALPHA": optional(number(float, 0), "tuned"),
     "AUGMENT": number(int, 1),
     "SOURCE_EPOCHS": number(int, 0),
     "SOURCE_LEARNING_RATE": number(float, 0),

@@ -2,16 +2,18 @@
 
     python structure_stat.py
     python structure_stat.py --data-dir ../HEA_data --table-dir tables
-    python structure_stat.py --cells lattice
+    python structure_stat.py --cells given lattice
 
 Reads Database.csv and POSCARS/ in DATA_DIR. Writes fcc_train.csv and bcc_train.csv to TABLE_DIR: a
 row per structure, with the probability that a cluster of each shape (point, nearest-neighbour pair,
 triplet, quadruplet, second-neighbour pair) holds each combination of elements, the shares of its atoms
-in fcc, bcc, hcp and other surroundings, and the targets; and phases.csv, these shares of all cells.
+in fcc, bcc, hcp and other surroundings, and the targets; beside each the list of its POSCARs with their
+checksums (.sha256); and phases.csv and phases.png, what the cells have become.
 
 Cells are counted as they are given, which is as published. Relaxed cells then carry what relaxation made
 of them, and many have left the lattice of their name. With --cells lattice each atom is put back on its
-site, and the tables are fcc_train_lattice.csv and bcc_train_lattice.csv.
+site first, and the tables are fcc_train_lattice.csv and bcc_train_lattice.csv. The shares are always of
+the cell as given.
 """
 
 import re
@@ -37,7 +39,7 @@ from settings import InputError
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder for the two occupation tables; None: DATA_DIR
-CELLS = "given"  # given: counted as they are, as published; lattice: put back on their lattice first
+CELLS = "given"  # given: counted as they are, as published; lattice: put back on it first; or both
 # --------------------------------------------------------------------------------------------------
 
 SECOND_SHELL = 6  # atoms, in both
@@ -260,10 +262,10 @@ def count_structures(paths, formulas, phase, system, known=None):
     """Occupation probabilities of structures of one phase: (n, n_columns), and the faults found.
 
     known: cells that structures of this phase were made in; then each is put back on its lattice first.
-    Columns: those of all BLOCKS, in order, and the shares of atoms as in cells.SURROUNDINGS. With a fault
-    the probabilities are None.
+    Columns: those of all BLOCKS, in order, and the shares of atoms as in cells.SURROUNDINGS, which are of
+    the structure as it is. With a fault the probabilities are None.
     """
-    species, sites, positions, faults = [], [], [], []
+    species, sites, positions, vectors, faults = [], [], [], [], []
     offset = 0
     for path, formula in zip(paths, formulas):
         try:
@@ -272,9 +274,11 @@ def count_structures(paths, formulas, phase, system, known=None):
             faults.append(str(error))
             continue
         try:
+            site, position = neighbours(structure, phase)
+            vectors.append(vectors_of(position))
             if known is not None:
                 structure = put_back(structure, phase, known)
-            site, position = neighbours(structure, phase)
+                site, position = neighbours(structure, phase)
         except InputError as error:
             faults.append(f"{path.name} ({error})")
             continue
@@ -294,7 +298,7 @@ def count_structures(paths, formulas, phase, system, known=None):
         columns = lookup[tuple(species[clusters[..., i]] for i in range(clusters.shape[-1]))]
         per_atom = count(columns, np.ones(columns.shape[1]), lookup.max() + 1)
         blocks.append(np.add.reduceat(per_atom, first) / (n_atoms * columns.shape[1])[:, None])
-    found = cells.surroundings(vectors_of(positions)).astype(float)
+    found = cells.surroundings(np.concatenate(vectors)).astype(float)
     return np.hstack([*blocks, np.add.reduceat(found, first) / n_atoms[:, None]]), faults
 
 
@@ -339,34 +343,69 @@ def count_all(folder, database, system, on_lattice=False):
     return {phase: np.concatenate(values) for phase, values in found.items()}
 
 
+def mean_valence(formulas, system):
+    """Mean number of valence electrons, (n,)."""
+    fractions = common.mole_fractions(formulas, system.elements)
+    return fractions @ common.element_properties(system.elements)[:, 2]
+
+
+def plot_phases(table, valence, source, path):
+    """Which phase cells have become, by the mean number of valence electrons, a panel for each name.
+
+    table: phase and became of each cell. valence: (n,).
+    """
+    from matplotlib.figure import Figure
+
+    named = common.phases_of(table)
+    edges = np.arange(np.floor(valence.min() / 0.25), np.floor(valence.max() / 0.25) + 2) * 0.25
+    figure = Figure(figsize=(4.5 * len(named), 3.6), layout="constrained")
+    figure.suptitle(f"What the cells have become; data: {source}", fontsize="medium")
+    panels = figure.subplots(1, len(named), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, phase in zip(panels, named):
+        rows = (table.phase == phase).to_numpy()
+        parts = [valence[rows & (table.became == name).to_numpy()] for name in cells.SURROUNDINGS]
+        labels = [f"{name} ({len(part)})" for name, part in zip(cells.SURROUNDINGS, parts)]
+        axes.hist(parts, edges, stacked=True, label=labels, color=["C0", "C1", "C2", "lightgray"])
+        axes.set(title=f"{rows.sum()} named {phase}", xlabel="mean number of valence electrons")
+        axes.legend(title="most atoms are", fontsize="small")
+    panels[0].set_ylabel("cells")
+    figure.savefig(path, dpi=150, format="png")
+
+
 def main():
-    chosen = settings.read(globals(), CELLS=settings.one_of("given", "lattice"))
+    chosen = settings.read(globals(), CELLS=settings.words_of("given", "lattice"))
     targets = common.targets_in(chosen.DATA_DIR)
     database, system = common.read_database(chosen.DATA_DIR, targets, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS)
-    print(f"data: {common.data_set(chosen.DATA_DIR)}", flush=True)
+    source = common.data_set(chosen.DATA_DIR)
+    print(f"data: {source}", flush=True)
     settings.output_folder(chosen.TABLE_DIR)
-    on_lattice = chosen.CELLS == "lattice"
-    counted = count_all(chosen.DATA_DIR / "POSCARS", database, system, on_lattice)
+    folder = chosen.DATA_DIR / "POSCARS"
     columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
     shares = [f"share {name}" for name in cells.SURROUNDINGS]
     of_targets = [TARGETS[target].column for target in targets]
-    phases = []
-    with settings.whole_files(chosen.TABLE_DIR) as new:
-        for phase, values in counted.items():
-            rows = database[database.phase == phase].reset_index(drop=True)
-            table = pd.DataFrame(values, columns=[*columns, *shares]).round(DECIMALS)
-            parts = [rows[["structure"]], table, rows[of_targets]]
-            name = f"{phase}_train{'_lattice' * on_lattice}.csv"
-            settings.write_csv(pd.concat(parts, axis=1), new(name))
-            print(f"{name}: {len(table)} structures, {len(columns)} columns of clusters")
-            became = np.array(cells.SURROUNDINGS)[table[shares].to_numpy().argmax(1)]
-            phases.append(
-                pd.concat([rows[["structure", "phase"]], table[shares]], axis=1).assign(became=became)
-            )
-            counts = [f"{name} in {n}" for name, n in pd.Series(became).value_counts().items()]
-            print(f"  most atoms have surroundings of {', '.join(counts)} of them")
-        if not on_lattice:
-            settings.write_csv(pd.concat(phases), new("phases.csv"))
+    for counted_on in chosen.CELLS:
+        counted = count_all(folder, database, system, counted_on == "lattice")
+        phases = []
+        with settings.whole_files(chosen.TABLE_DIR) as new:
+            for phase, values in counted.items():
+                rows = database[database.phase == phase].reset_index(drop=True)
+                table = pd.DataFrame(values, columns=[*columns, *shares]).round(DECIMALS)
+                name = common.table_name(phase, counted_on)
+                settings.write_csv(
+                    pd.concat([rows[["structure"]], table, rows[of_targets]], axis=1), new(name)
+                )
+                new(name.replace(".csv", ".sha256")).write_text(
+                    common.poscar_list(folder, rows.structure), encoding="utf-8", newline=""
+                )
+                print(f"{name}: {len(table)} structures, {len(columns)} columns of clusters")
+                became = np.array(cells.SURROUNDINGS)[table[shares].to_numpy().argmax(1)]
+                phases.append(rows[["structure", "phase"]].join(table[shares]).assign(became=became))
+                counts = [f"{name} in {n}" for name, n in pd.Series(became).value_counts().items()]
+                print(f"  most atoms have surroundings of {', '.join(counts)} of them")
+            phases = pd.concat(phases, ignore_index=True)
+            settings.write_csv(phases, new("phases.csv"))
+            valence = mean_valence(database.formula, system)
+            plot_phases(phases, valence, source, new("phases.png"))
     print(f"written to {chosen.TABLE_DIR}")
 
 

@@ -170,10 +170,10 @@ def time_structures(folder, database, system, repeats, copies):
     return [*rows, compared(what, "one core", several[2], several[1], "two cores")]
 
 
-def time_samples(data_dir, database, system, repeats):
+def time_samples(data_dir, data, repeats):
     """A row of HEADER: the floor is a list of 160 species shuffled for each sample."""
-    phases = common.phases_of(database)
-    fractions = np.tile(generate.sample_compositions(system, generate.ALLOYS)[0], (len(phases), 1))
+    phases = common.phases_of(data.table)
+    fractions = np.tile(generate.sample_compositions(data.system, generate.ALLOYS)[0], (len(phases), 1))
 
     def draw():
         for row in fractions:
@@ -181,7 +181,7 @@ def time_samples(data_dir, database, system, repeats):
             np.random.RandomState(0).shuffle(species)
 
     def make():
-        generate.make_samples(data_dir, database, system, generate.ALLOYS, generate.CLUSTERS)
+        generate.make_samples(data_dir, data, generate.ALLOYS, generate.CLUSTERS)
 
     least, what = side_by_side({"make": make, "draw": draw}, repeats), f"{len(fractions)} samples"
     return [compared(what, "drawing their occupations alone", least["make"], least["draw"], "samples")]
@@ -349,11 +349,14 @@ def main():
     folder, repeats, where = chosen.DATA_DIR, chosen.REPEATS, machine()  # now, for its load before the work
     database, system = common.read_database(folder, ["Ef"], chosen.ELEMENTS, chosen.EXCLUDED_PAIRS)
     fractions = common.mole_fractions(database.formula, system.elements)
-    inputs = common.network_inputs(fractions, database.phase, system.elements)
+    shares = common.one_hot(database.phase, common.PHASES)
+    inputs = common.network_inputs(fractions, shares, system.elements)
     targets = database[common.TARGETS["Ef"].column].to_numpy()
-    data = SimpleNamespace(system=system, inputs=inputs, targets=targets)
+    data = SimpleNamespace(
+        table=database, system=system, inputs=inputs, targets=targets, cells="given", phases=common.PHASES
+    )
     rows = time_structures(folder / "POSCARS", database, system, repeats, chosen.COPIES)
-    rows += time_samples(folder, database, system, repeats)
+    rows += time_samples(folder, data, repeats)
     training, steps = time_training(data, MORE * repeats)
     rows, scripts = rows + training, time_scripts(folder, repeats)
     networks = ("times as fast as a plain loop", "1 network", "32 networks")

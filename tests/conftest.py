@@ -84,7 +84,7 @@ def small_alloys():
 def small_data(tmp_path_factory):
     """A data folder of small made-up alloys, with its occupation tables; not to be written to."""
     folder = write_data(tmp_path_factory.mktemp("data") / "HEA_data", small_alloys())
-    run("structure_stat.py", "--data-dir", folder)
+    run("structure_stat.py", "--data-dir", folder, "--cells", "given", "lattice")
     return folder
 
 

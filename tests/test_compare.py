@@ -24,7 +24,14 @@ def test_corrected_interval_by_hand():
 
 
 def test_paired_differences_are_split_by_split():
-    keys = {"alloys": "4+5", "target": "Ef", "percent": 100.0, "n_pool": 40, "n_test": 10}
+    keys = {
+        "alloys": "4+5",
+        "target": "Ef",
+        "percent": 100.0,
+        "phase_input": "named",
+        "n_pool": 40,
+        "n_test": 10,
+    }
     rows = [
         keys | {"method": method, "rule": rule, "split": split, "RMSE": value}
         for method, rule, values in (
@@ -35,12 +42,12 @@ def test_paired_differences_are_split_by_split():
     ]
     found = compare_methods.paired(pd.DataFrame(rows)).iloc[0]
     assert found.method == "ce" and found.difference == pytest.approx(0.5) and found.half_width == 0
-    assert found.ratio == pytest.approx(7.5 / 6)
+    assert found.ratio == pytest.approx((20.75 / 14) ** 0.5)  # of roots of mean squares
 
 
 def test_what_a_kept_piece_follows_from():
     """Other data, seeds, splits or code: another file; the same: the same."""
-    piece = dict(zip(compare_methods.KEYS, ("4+5", "Ef", 100.0, "scratch", "validation"))) | {
+    piece = dict(zip(compare_methods.KEYS, ("4+5", "Ef", 100.0, "named", "scratch", "validation"))) | {
         "splits": [0, 1]
     }
     data, other_data = SimpleNamespace(sha256={"a": "1"}), SimpleNamespace(sha256={"a": "2"})
@@ -59,11 +66,11 @@ def test_what_a_kept_piece_follows_from():
 
 def test_peers_get_what_they_need(small_data):
     """Each peer, on two splits: better than the mean of the training set, from the rows it is given."""
-    data = common.load_data(small_data, small_data, "Ms")
+    data = common.load_data(small_data, small_data, "Ms", cells="lattice")
     for method, predict in compare_methods.PEERS.items():
         for number in (0, 1):
             split = common.split_rows(data.table, "4+5", 100, number)
-            found = predict(data, split.train, split.test, number)
+            found = predict(data, split.train, split.test, number, "training set")
             true, plain = data.targets[split.test], data.targets[split.train].mean()
             assert ((found - true) ** 2).mean() < 0.7 * ((plain - true) ** 2).mean(), method
 

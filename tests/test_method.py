@@ -1,11 +1,15 @@
 """Descriptors, samples and splits, against counts by hand; test labels, which no method may read."""
 
+import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import STUDY, TINY, needs_study, run
+from conftest import ROOT, STUDY, TINY, needs_study, run
+from pymatgen.core import Structure
+from pymatgen.io.vasp.inputs import Poscar
 
 import common
 import generate
@@ -57,43 +61,155 @@ def test_sizes_of_the_studys_sets(table):
     assert len(total.train) + len(total.test) == 364 and table.n_components[total.test].nunique() == 4
 
 
-@pytest.mark.parametrize(
-    ("script", "flags"),
-    [
-        ("main.py", [*TINY, "--select-by", "validation"]),
-        ("main_transfer.py", [*TINY, "--select-by", "validation", "--source-epochs", "2"]),
-        ("main_transfer.py", [*TINY, "--select-by", "validation", "--method", "da"]),
-        ("main_committee.py", ["--source-epochs", "2", "--networks", "2"]),
-    ],
-)
-def test_no_test_label_reaches_the_models(small_data, tmp_path, script, flags):
+HONEST = {  # every way to predict but the paper's rule, and its flags for a short run
+    "scratch": ["main.py", *TINY, "--select-by", "validation"],
+    "scratch_prime": ["main.py", *TINY, "--select-by", "validation", "--method", "scratch_prime"],
+    "tl": ["main_transfer.py", *TINY, "--select-by", "validation", "--source-epochs", "2"],
+    "da": ["main_transfer.py", *TINY, "--select-by", "validation", "--method", "da"],
+    "committee": ["main_committee.py", "--source-epochs", "2", "--networks", "2"],
+}
+
+
+def predictions(method, data, out, *more):
+    script, *flags = HONEST[method]
+    run(script, "--data-dir", data, "--results-dir", out, *flags, *more)
+    (path,) = out.glob("*_predictions.csv")
+    return pd.read_csv(path)
+
+
+@pytest.mark.parametrize("method", HONEST)
+def test_no_test_label_reaches_the_models(small_data, tmp_path, method):
     """With the epoch not chosen on the test set, its labels change nothing of the predictions."""
-    column, found = "Eform (eV/atom)", []
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "POSCARS").symlink_to(small_data / "POSCARS")
-    for shift in (0, 100):
-        for name, key in (("Database", "structures"), ("fcc_train", "structure"), ("bcc_train", "structure")):
-            frame = pd.read_csv(small_data / f"{name}.csv")
-            if found:
-                frame.loc[frame[key].isin(found[0][found[0].set == "test"].structure), column] += shift
-            frame.to_csv(tmp_path / ("data" if name == "Database" else "tables") / f"{name}.csv", index=False)
-        out = tmp_path / f"out{shift}"
-        run(
-            script,
-            "--data-dir",
-            tmp_path / "data",
-            "--table-dir",
-            tmp_path / "tables",
-            "--results-dir",
-            out,
-            *flags,
-        )
-        (path,) = out.glob("*_predictions.csv")
-        found.append(pd.read_csv(path))
-    before, after = found
+    data = shutil.copytree(small_data, tmp_path / "data")
+    before = predictions(method, data, tmp_path / "before")
+    moved = before[before.set == "test"].structure
+    for path in [data / "Database.csv", *data.glob("*_train*.csv")]:
+        frame = pd.read_csv(path)
+        names = frame["structures" if path.stem == "Database" else "structure"]
+        frame.loc[names.isin(moved), "Eform (eV/atom)"] += 100
+        frame.to_csv(path, index=False)
+    after = predictions(method, data, tmp_path / "after")
     assert (after.true != before.true).sum() == (before.set == "test").sum() > 0
     np.testing.assert_array_equal(after["mean"], before["mean"])
+
+
+def hcp_of(bcc):
+    """A cube of bcc moved the Burgers way: every other (110) plane shuffled, and a strain."""
+    cubes = bcc.frac_coords * round((len(bcc) / 2) ** (1 / 3))
+    sign = np.where(np.rint(cubes[:, :2].sum(1)) % 2, 1, -1)
+    shuffled = cubes + sign[:, None] * np.array([1, -1, 0]) / 12
+    along, across = np.outer([1, 1, 0], [1, 1, 0]) / 2, np.outer([1, -1, 0], [1, -1, 0]) / 2
+    strain = np.eye(3) + ((4 / 3) ** 0.5 - 1) * along + (1.5**0.5 - 1) * across
+    scale = round((len(bcc) / 2) ** (1 / 3))
+    return Structure(bcc.lattice.matrix @ strain * 2 ** (-1 / 6), bcc.species, shuffled / scale)
+
+
+@pytest.fixture(scope="module")
+def relaxed_anew(small_data, tmp_path_factory):
+    """Data whose relaxation of split 0's test or training cells ended elsewhere: {set: (folder, names)}."""
+    loaded, found = common.load_data(small_data, small_data, "Ef"), {}
+    split = common.split_rows(loaded.table, "4+5", 100, 0)
+    for part, rows in (("test", split.test), ("train", split.train)):
+        data, generator = tmp_path_factory.mktemp(part) / "data", np.random.default_rng(0)
+        shutil.copytree(small_data, data)
+        names = loaded.table.structure[rows]
+        for name in names:
+            cell = Poscar.from_file(data / "POSCARS" / name).structure
+            if name in list(names[names.str.endswith("bcc")])[:2]:
+                cell = hcp_of(cell)
+            strain = np.eye(3) + generator.uniform(-0.02, 0.02, (3, 3))
+            moved = Structure(cell.lattice.matrix @ strain, cell.species, cell.frac_coords)
+            step = generator.normal(0, 0.05, (len(moved), 3))  # angstrom
+            moved = Structure(
+                moved.lattice, moved.species, moved.cart_coords + step, coords_are_cartesian=True
+            )
+            text = Poscar(moved).get_str(significant_figures=12)
+            (data / "POSCARS" / name).write_text(text)
+        run("structure_stat.py", "--data-dir", data, "--cells", "given", "lattice")
+        found[part] = data, list(names)
+    return found
+
+
+def test_cells_relaxed_anew_became_others(small_data, relaxed_anew):
+    """What the two tests below stand on: clusters of cells as given move, two cells are hcp now."""
+    for data, names in relaxed_anew.values():
+        before, after = (
+            pd.read_csv(folder / "phases.csv").set_index("structure") for folder in (small_data, data)
+        )
+        assert (after.became[names] == "hcp").sum() == 2 and not (before.became == "hcp").any()
+        given = [
+            pd.read_csv(folder / "bcc_train.csv").set_index("structure") for folder in (small_data, data)
+        ]
+        triplets = [column for column in given[0] if column.startswith("triplet")]
+        assert not np.allclose(*(table.loc[table.index.isin(names), triplets] for table in given), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", HONEST)
+def test_no_relaxation_of_a_test_cell_reaches_a_prediction(
+    small_data, relaxed_anew, tmp_path, method, monkeypatch
+):
+    """Also where the samples fill the sites of a test cell."""
+    data, names = relaxed_anew["test"]
+    monkeypatch.setattr(generate, "LATTICE", names[-1].removesuffix("bcc"))
+    before = predictions(method, small_data, tmp_path / "before")
+    after = predictions(method, data, tmp_path / "after")
+    np.testing.assert_array_equal(
+        after.filter(regex="mean|std|half|^p_"), before.filter(regex="mean|std|half|^p_")
+    )
+
+
+def test_no_relaxation_of_a_test_cell_reaches_a_peer(small_data, relaxed_anew):
+    sys.path.insert(0, str(ROOT / "studies"))
+    import compare_methods
+
+    for method, predict in compare_methods.PEERS.items():
+        found = []
+        for folder in (small_data, relaxed_anew["test"][0]):
+            data = common.load_data(folder, folder, "Ef", cells="lattice")
+            split = common.split_rows(data.table, "4+5", 100, 0)
+            found.append(predict(data, split.train, split.test, 0, "training set"))
+        np.testing.assert_array_equal(*found, method)
+        with pytest.raises(ValueError, match="before the calculation"):
+            compare_methods.predict_ce(None)(data._replace(cells="given"), split.train, split.test, 0, "any")
+
+
+@pytest.mark.parametrize("method", ["scratch", "tl"])
+def test_phase_found(small_data, relaxed_anew, tmp_path, method):
+    """Training cells teach what they are; a test cell's phase is asked for, and moves that row alone."""
+    found = {
+        name: predictions(method, folder, tmp_path / name, "--phase-input", "found")
+        for name, folder in (("before", small_data), *((p, relaxed_anew[p][0]) for p in relaxed_anew))
+    }
+    before, became = found["before"], pd.read_csv(relaxed_anew["test"][0] / "phases.csv").became
+    hcp = before.structure.isin(
+        pd.read_csv(relaxed_anew["test"][0] / "phases.csv").structure[became == "hcp"]
+    )
+    moved = (found["test"]["mean"] != before["mean"]).to_numpy()
+    assert hcp.sum() == 2 and moved[hcp].all() and not moved[before.set == "train"].any()
+    assert (found["train"]["mean"] != before["mean"])[before.set == "test"].all()
+
+
+def test_a_phase_that_is_asked_for(small_data, tmp_path):
+    """A network told the phase found predicts fcc, bcc and hcp by name; one told the name does not."""
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY, "--predict"]
+    run("main.py", *flags, "FeNiCoCr", "--phase-input", "found")
+    table = pd.read_csv(tmp_path / "scratch_Ef_4+5_100_reference_found_predicted.csv")
+    assert table.phase.tolist() == ["fcc", "bcc", "hcp"] and table["mean"].nunique() == 3
+    assert "hcp" in table.outside[2] and pd.isna(table.outside[0])
+    (tmp_path / "alloys.csv").write_text("formula,phase\nFeNi,hcp\n")
+    assert "fcc or bcc" in run("main.py", *flags, tmp_path / "alloys.csv", status=2).err
+
+
+def test_a_poscar_that_changed_after_its_tables(small_data, tmp_path):
+    data = shutil.copytree(small_data, tmp_path / "data")
+    name = pd.read_csv(data / "bcc_train.csv").structure[3]
+    with open(data / "POSCARS" / name, "a") as file:
+        file.write("\n")
+    error = run("main.py", "--data-dir", data, "--results-dir", tmp_path, *TINY, status=2).err
+    assert "bcc_train.csv" in error and name in error and "structure_stat.py" in error
+    (data / "fcc_train.sha256").unlink()
+    error = run("main.py", "--data-dir", data, "--results-dir", tmp_path, *TINY, status=2).err
+    assert "fcc_train.sha256" in error
 
 
 def test_the_scripts_share_their_defaults():
@@ -101,8 +217,9 @@ def test_the_scripts_share_their_defaults():
     import main
     import main_transfer
 
-    shared = ("TARGET", "ALLOYS", "PERCENT", "SEEDS", "SPLITS", "SELECT_BY", "HOLD_OUT", "REFIT", "EPOCHS",
-              "PATIENCE", "BATCH_SIZE", "DATA_DIR", "TABLE_DIR", "RESULTS_DIR")  # fmt: skip
+    shared = ("TARGET", "ALLOYS", "PHASE_INPUT", "PERCENT", "SEEDS", "SPLITS", "SELECT_BY", "HOLD_OUT",
+              "REFIT", "EPOCHS", "PATIENCE", "BATCH_SIZE", "DATA_DIR", "TABLE_DIR",
+              "RESULTS_DIR")  # fmt: skip
     for name in shared:
         values = {str(vars(module)[name]) for module in (main, main_transfer)}
         assert len(values) == 1, name

@@ -41,12 +41,12 @@ def test_tables_and_samples(data, tmp_path):
     )  # it has no alloys of four elements
     printed = run("generate.py", *flags, "--alloys", "Total").out
     assert "Al: not in ELEMENT_TABLE" in printed and "1.61" in printed and "Co: not in" not in printed
-    table, system = common.read_database(data, ["Ef"])
+    loaded = common.load_data(data, data, "Ef")
     for phase in common.PHASES:
         columns = pd.read_csv(data / f"{phase}_train.csv").columns
         # 3 points, 6 pairs, 10 triplets, 15 quadruplets, 6 second-neighbour pairs, 4 surroundings, 4 shares
         assert len(columns) == 1 + 3 + 6 + 10 + 15 + 6 + 4 + 2 and {"Co", "triplet Ni-Co-Al"} <= set(columns)
-        assert len(generate.read_lattice(data, table, system, phase)) == 16 * 5  # tenths are whole atoms
+        assert len(generate.read_lattice(data, loaded, phase)) == 16 * 5  # tenths are whole atoms
         samples = pd.read_csv(tmp_path / f"generated_{phase}_Ef_Total_19.csv")
         assert len(samples) == 3 * 9 + 36 and samples.notna().all(axis=None)
         np.testing.assert_allclose(samples[ELEMENTS].sum(axis=1), 1)

@@ -1,6 +1,7 @@
 """The scripts against the published method written down a second time (published.py), to the last bit."""
 
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,11 @@ import common
 
 @pytest.fixture(scope="module")
 def six(tmp_path_factory):
-    """A made-up data set of the paper's six elements: folder, table, occupations, samples by ALLOYS."""
-    generator, alloys = np.random.default_rng(3), {}
+    """A made-up data set of the six elements: folder, table, {cells: (occupations, samples by ALLOYS)}.
+
+    Its cells are displaced; on the lattice they are what they were made from.
+    """
+    generator, alloys, ideal = np.random.default_rng(3), {}, {}
     for phase, repeat in (("fcc", 2), ("bcc", (4, 2, 2))):  # 32 atoms, 160 repeated
         for size in [2] * 3 + [3] * 4 + [4] * 11 + [5] * 9:
             while True:
@@ -26,23 +30,32 @@ def six(tmp_path_factory):
                 if not {"Mn", "Pd"} <= set(chosen) and (formula, phase) not in alloys:
                     break
             filling = dict(zip(chosen, counts.tolist()))
-            alloys[formula, phase] = random_alloy(phase, filling, seed=len(alloys), repeat=repeat)
+            ideal[formula, phase] = random_alloy(phase, filling, len(alloys), repeat, displacement=0)
+            alloys[formula, phase] = random_alloy(phase, filling, len(alloys), repeat)
     folder = write_data(tmp_path_factory.mktemp("six") / "data", alloys)
-    run("structure_stat.py", "--data-dir", folder)
+    run("structure_stat.py", "--data-dir", folder, "--cells", "given", "lattice")
     table = pd.read_csv(folder / "Database.csv")
     table["formula"] = table.structures.str.split("_").str[0]
     paths = [folder / "POSCARS" / name for name in table.structures]
     structures = [published_structure(path) for path in paths]
-    occupations = pd.DataFrame(
-        [published.occupation(one, phase) for one, phase in zip(structures, table.phase)]
-    ).round(9)
-    lattices = {}
-    for phase in published.PHASES:
-        first = structures[int((table.phase == phase).argmax())]
-        repeats = [1, 1, 1]
-        repeats[int(np.argmin(first.lattice.abc))] = 5
-        lattices[phase] = first.make_supercell(repeats, in_place=False)
-    return folder, table, occupations, {a: published.samples(lattices, a) for a in ("4+5", "Total")}
+    found = {}
+    for cells, members in (
+        ("given", structures),
+        ("lattice", [one.get_sorted_structure() for one in ideal.values()]),
+    ):
+        pairs = zip(members, table.phase)
+        occupations = pd.DataFrame([published.occupation(*pair) for pair in pairs]).round(9)
+        lattices = {}
+        for phase in published.PHASES:
+            first = members[int((table.phase == phase).argmax())]
+            repeats = [1, 1, 1]
+            repeats[int(np.argmin(first.lattice.abc))] = 5
+            lattices[phase] = first.make_supercell(repeats, in_place=False)
+        found[cells] = (
+            occupations,
+            {alloys: published.samples(lattices, alloys) for alloys in ("4+5", "Total")},
+        )
+    return folder, table, found
 
 
 def published_structure(path):
@@ -52,9 +65,9 @@ def published_structure(path):
 
 
 def test_occupation_tables(six):
-    folder, table, occupations, _ = six
-    for phase in published.PHASES:
-        found = pd.read_csv(folder / f"{phase}_train.csv")
+    folder, table, counted = six
+    for phase, (cells, (occupations, _)) in product(published.PHASES, counted.items()):
+        found = pd.read_csv(folder / f"{phase}_train{'_lattice' * (cells == 'lattice')}.csv")
         expected = occupations[table.phase == phase].reset_index(drop=True)
         assert list(found.columns[1:-6]) == list(expected.columns)
         np.testing.assert_array_equal(found[expected.columns], expected)
@@ -108,7 +121,8 @@ CASES = [
 
 
 def second_time(six, method, target, more):
-    _, table, occupations, random = six
+    _, table, counted = six
+    occupations, random = counted["lattice" if "share" in more else "given"]
     study = SHORT | more
     if method in ("scratch", "scratch_prime"):
         return getattr(published, method)(table, target, **study)
@@ -249,7 +263,8 @@ def test_recorded_losses():
 
 def test_labels_of_the_samples(six, tmp_path):
     """generate.py: every label by the second implementation's cluster expansion, order included."""
-    folder, table, occupations, random = six
+    folder, table, counted = six
+    occupations, random = counted["given"]
     run("generate.py", "--data-dir", folder, "--results-dir", tmp_path, "--target", "Ms")
     rows, _ = published.split(table)
     expected = published.label(table, occupations, random["4+5"], "Ms", rows, False, None, published.ELEMENTS)

@@ -11,11 +11,11 @@ from conftest import TINY, edited, files, run
 import common
 
 DATA, TRAINING = "data-dir table-dir", "epochs patience batch-size learning-rate device predict checkpoint"
-CHOICE = "results-dir target method alloys percent seeds splits select-by hold-out refit"
+CHOICE = "results-dir target method alloys phase-input percent seeds splits select-by hold-out refit"
 SOURCE = "clusters alpha augment source-epochs source-learning-rate"
 FLAGS = {
     "structure_stat.py": f"{DATA} cells",
-    "generate.py": f"{DATA} results-dir target alloys clusters alpha",
+    "generate.py": f"{DATA} results-dir target alloys clusters alpha cells",
     "main.py": f"{DATA} {CHOICE} {TRAINING}",
     "main_transfer.py": f"{DATA} {CHOICE} {SOURCE} {TRAINING}",
 }

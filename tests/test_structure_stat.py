@@ -167,9 +167,11 @@ def tables(folder, displacement, *flags):
 def test_on_the_lattice_a_displaced_cell_counts_as_the_ideal_one(tmp_path):
     given = tables(tmp_path / "ideal", 1e-6, "--cells", "lattice")
     moved = tables(tmp_path / "moved", 0.15, "--cells", "lattice")
-    pd.testing.assert_frame_equal(moved, given, rtol=0, atol=1e-9)
-    assert moved["share fcc"].tolist() == [1, 1, 0] and moved["share bcc"].tolist() == [0, 0, 1]
+    known = [column for column in given if not column.startswith("share")]
+    pd.testing.assert_frame_equal(moved[known], given[known], rtol=0, atol=1e-9)
     as_it_is = tables(tmp_path / "as it is", 0.15)
+    shares = [column for column in given if column.startswith("share")]
+    pd.testing.assert_frame_equal(as_it_is[shares], moved[shares])  # these are of the cell as it is
     clusters = [c for c in given if c.startswith("triplet")]
     assert not np.allclose(as_it_is[clusters], given[clusters], atol=1e-3)
 
