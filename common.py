@@ -579,6 +579,18 @@ def train(
         for parameter, trained in zip(network.parameters(), part.parameters()):
             parameter.data[group] = trained.data.cpu()
         losses += [(group[replica], *rest) for replica, *rest in history]
+    if watch and not kept_epochs.all():
+        raise InputError(
+            "the watched loss was no number in any epoch from the second: expected a LEARNING_RATE less"
+        )
+    # Standardised, so to predict the mean costs 1.
+    by_network = [one.to_numpy() for _, one in pd.DataFrame(losses).groupby(0)[2]] if losses else []
+    stuck = sum(min(one) > 0.999 * (min(1, one[0]) if len(one) > 1 else 1) for one in by_network)
+    if stuck:
+        print(
+            f"{stuck} of {len(set_of)} networks learned nothing: no epoch's loss in training was below the "
+            "first's and below that of predicting the mean; expected another LEARNING_RATE or more EPOCHS"
+        )
     return kept_epochs, losses
 
 
