@@ -49,7 +49,7 @@ LARGEST = 1e6  # of the targets; far beyond any alloy, and far from where sums o
 GAS_CONSTANT = 8.3145  # J/(mol K)
 STUDY_SHA256 = "94704eb693bba516de0cf7eb8a2c9d0423b2fb0f7a639000ee112d4e223f1081"  # its Database.csv
 
-# Pauling electronegativity, atomic radius (angstrom), valence electrons: the paper's table.
+# Pauling electronegativity, metallic radius (angstrom), valence electrons: the paper's table.
 ELEMENT_TABLE = {
     "Fe": (1.83, 1.277, 8),
     "Ni": (1.91, 1.246, 10),
@@ -106,8 +106,21 @@ def cluster_columns(system, block):
     return [prefix + "-".join(multiset) for multiset in multisets if allowed(system, multiset)]
 
 
+def radius_of(element):
+    """Pymatgen's radius of an element in angstrom, and which: metallic as in ELEMENT_TABLE, where it has one.
+
+    The atomic one (Slater's) is another scale: of Al 1.25 beside 1.43. nan where there is neither.
+    """
+    from pymatgen.core import Element
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where it has no value
+        kinds = {"metallic": Element(element).metallic_radius, "atomic": Element(element).atomic_radius}
+    return next(((float(radius), kind) for kind, radius in kinds.items() if radius), (np.nan, "no"))
+
+
 def element_properties(elements):
-    """Electronegativity (Pauling), atomic radius (angstrom), valence electrons: (n_elements, 3).
+    """Electronegativity (Pauling), radius (angstrom), valence electrons: (n_elements, 3).
 
     Of elements that ELEMENT_TABLE lacks: pymatgen's. Raises InputError where that has none either.
     """
@@ -122,7 +135,7 @@ def element_properties(elements):
             valence = known.group - 10 if known.block == "p" else known.group
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it warns where it has no value
-                rows.append((known.X, float(known.atomic_radius or np.nan), valence))
+                rows.append((known.X, radius_of(element)[0], valence))
             if not np.isfinite(rows[-1]).all():
                 raise InputError(f"no electronegativity or radius is known of {element}")
     return np.array(rows, float)
@@ -366,7 +379,7 @@ def load_data(
             chi, radius, valence = element_properties([element])[0]
             print(
                 f"{element}: not in ELEMENT_TABLE, so pymatgen's values: electronegativity {chi:g}, "
-                f"atomic radius {radius:g} angstrom, {valence:g} valence electrons"
+                f"{radius_of(element)[1]} radius {radius:g} angstrom, {valence:g} valence electrons"
             )
     fractions = mole_fractions(table.formula, system.elements)
     phases, found = INPUT_PHASES[phase_input], table[shares].to_numpy()
@@ -631,6 +644,18 @@ def train(
         for parameter, trained in zip(network.parameters(), part.parameters()):
             parameter.data[group] = trained.data.cpu()
         losses += [(group[replica], *rest) for replica, *rest in history]
+    if watch and not kept_epochs.all():
+        raise InputError(
+            "the watched loss was no number in any epoch from the second: expected a LEARNING_RATE less"
+        )
+    # Standardised, so to predict the mean costs 1.
+    by_network = [one.to_numpy() for _, one in pd.DataFrame(losses).groupby(0)[2]] if losses else []
+    stuck = sum(min(one) > 0.999 * (min(1, one[0]) if len(one) > 1 else 1) for one in by_network)
+    if stuck:
+        print(
+            f"{stuck} of {len(set_of)} networks learned nothing: no epoch's loss in training was below the "
+            "first's and below that of predicting the mean; expected another LEARNING_RATE or more EPOCHS"
+        )
     return kept_epochs, losses
 
 

@@ -224,7 +224,8 @@ def select(samples, number, alloys):
 
     By number of elements, and by what they hold of Mn and Pd, in the proportions of the study's
     data; for other elements, of whichever stand in for one another (`sample_compositions`), and of
-    the numbers of elements that there are. Raises InputError where there are not as many samples.
+    the numbers of elements that there are. Where there are no plain samples, half are copies; where
+    not both originals and copies, all count as plain. Raises InputError where a kind has too few.
     """
     study = {4: 97, 5: 55} if alloys == "4+5" else {2: 84, 3: 128, 4: 97, 5: 55}  # alloys in its data
     n_elements = (samples.fractions > 0).sum(1)
@@ -238,14 +239,23 @@ def select(samples, number, alloys):
         plain, original, copy = (
             np.flatnonzero((n_elements == k) & (samples.kind == kind)) for kind in range(3)
         )
-        n_copied = ceil_share(n, *copied_share[k]) if len(original) == len(copy) > 0 else 0
+        if not (len(original) and len(copy)):
+            plain, original, copy = np.flatnonzero(n_elements == k), original[:0], copy[:0]
+        share = copied_share[k] if len(plain) else (1, 2)
+        n_copied = ceil_share(n, *share) if len(copy) else 0
         n_plain = max(n - 2 * n_copied, 0) if len(plain) else 0
         n_original = n - n_copied - n_plain
-        if n < 0 or n_plain > len(plain) or max(n_copied, n_original) > len(original):
-            raise InputError(f"AUGMENT {number}: no {n} samples of {k} elements, as it takes")
-        drawn = generator.choice(len(original), n_copied, replace=False) if n_copied else np.arange(0)
+        if n < 0 or n_plain > len(plain) or n_original > len(original) or n_copied > len(copy):
+            raise InputError(
+                f"AUGMENT {number}: it takes {n} samples of {k} elements, {n_plain} of {len(plain)} plain, "
+                f"{n_original} of {len(original)} with an element that others replace, {n_copied} of "
+                f"{len(copy)} with one that replaces it"
+            )
+        drawn = generator.choice(len(copy), n_copied, replace=False) if n_copied else np.arange(0)
         copies = copy[drawn]
-        if n_original < n_copied:
+        if len(original) != len(copy):  # several stand in for one: no copy has an original of its own
+            drawn = np.arange(len(original))
+        if n_original < len(drawn):
             drawn = generator.choice(drawn, n_original, replace=False)
         drawn_plain = generator.choice(plain, n_plain, replace=False) if n_plain else plain[:0]
         chosen += [drawn_plain, original[drawn], copies]

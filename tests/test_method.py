@@ -39,6 +39,26 @@ def test_selection_for_augmentation():
     assert {i + 1 for i in chosen[kind[chosen] == 1]} == set(chosen[kind[chosen] == 2])
 
 
+def pairs(*names):
+    return tuple(frozenset(name.split("-")) for name in names)
+
+
+OTHERS = {  # where copies are more than originals; where no alloy is plain; where there are no originals
+    "two pairs": System((*PAPER.elements, "Cu"), pairs("Mn-Pd", "Cr-Cu")),
+    "none plain": System(("Fe", "Ni", "Co", "Cr", "Mn"), pairs("Co-Cr")),
+    "copies alone": System(("Fe", "Mn", "Pd", "Al", "Cu"), pairs("Fe-Mn", "Fe-Pd")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_as_many_as_asked_of_other_systems(name):
+    fractions, kind = generate.sample_compositions(OTHERS[name], "4+5")
+    chosen = generate.select(SimpleNamespace(fractions=fractions, kind=kind), 75, "4+5")
+    assert len(chosen) == len(set(chosen)) == 75
+    if name != "copies alone":  # half and half of each number of elements
+        assert abs((kind[chosen] == 1).sum() - (kind[chosen] == 2).sum()) <= 2
+
+
 def test_an_outsize_sample_is_refused():
     fractions, kind = generate.sample_compositions(PAPER, "4+5")
     with pytest.raises(common.InputError, match="AUGMENT 900"):

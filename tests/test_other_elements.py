@@ -40,7 +40,8 @@ def test_tables_and_samples(data, tmp_path):
         len(run("generate.py", *flags, status=2).err.splitlines()) == 1
     )  # it has no alloys of four elements
     printed = run("generate.py", *flags, "--alloys", "Total").out
-    assert "Al: not in ELEMENT_TABLE" in printed and "1.61" in printed and "Co: not in" not in printed
+    assert "Al: not in ELEMENT_TABLE" in printed and "Co: not in" not in printed
+    assert "electronegativity 1.61, metallic radius 1.43 angstrom" in printed
     loaded = common.load_data(data, data, "Ef")
     for phase in common.PHASES:
         columns = pd.read_csv(data / f"{phase}_train.csv").columns
@@ -89,3 +90,9 @@ def test_systems():
     assert system == (("Al", "Co", "Ni"), (frozenset(("Ni", "Al")),))
     with pytest.raises(settings.InputError, match="He"):
         common.element_properties(["Fe", "He"])
+
+
+def test_radii_of_elements_outside_the_table():
+    """Metallic ones, as in the paper's table; of what is no metal another, and it says so."""
+    assert common.radius_of("Ti") == (1.47, "metallic") and common.radius_of("Si") == (1.10, "atomic")
+    assert common.element_properties(["Ti", "Si", "Fe"])[:, 1].tolist() == [1.47, 1.10, 1.277]

@@ -261,6 +261,26 @@ def test_recorded_losses():
     np.testing.assert_allclose([row[2:] for row in losses], [expected] * 6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("rate", "said"), [(0.0, "1 of 1 networks learned"), (0.05, ""), (1.0, "learned")])
+def test_what_learns_nothing_is_said(capsys, rate, said):
+    """A rate of zero; one that is right; one that the loss grows with, and is finite."""
+    inputs, targets = (part.numpy() for part in made_up_set(32, 1))
+    rows = [(inputs, (targets - targets.mean()) / targets.std())]
+    network, generators = common.side_by_side([0], lambda: common.Network(6, 12))
+    common.train(network, generators, rows, [0], partial(common.Adam, rate=rate), 9, 16, rows, 4)
+    printed = capsys.readouterr().out
+    assert said in printed and bool(said) == bool(printed)
+
+
+def test_a_watched_loss_that_is_never_a_number():
+    """Nothing could be kept, so that the network would be the untrained one."""
+    rows = [tuple(part.numpy() for part in made_up_set(32, 1))]
+    watch = [(rows[0][0], rows[0][1] + np.inf)]
+    network, generators = common.side_by_side([0], lambda: common.Network(6, 12))
+    with pytest.raises(common.InputError, match="LEARNING_RATE"):
+        common.train(network, generators, rows, [0], partial(common.SGD, rate=0.1), 9, 16, watch, 4)
+
+
 def test_labels_of_the_samples(six, tmp_path):
     """generate.py: every label by the second implementation's cluster expansion, order included."""
     folder, table, counted = six
