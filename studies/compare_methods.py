@@ -255,8 +255,8 @@ def code_hash(method):
     """Of the code that a method's figures come from: a changed line may change them."""
     modules = [common, structure_stat, cells, generate]
     modules += [scratch, transfer] if method in NETWORKS else [main_committee] * (method == "committee")
-    own = Path(__file__).read_text("utf-8").split("# ---- table and pictures")[0]
-    code = [*(Path(module.__file__).read_text("utf-8") for module in modules), own]
+    code = [Path(module.__file__).read_text("utf-8").split("\ndef main():")[0] for module in modules]
+    code.append(Path(__file__).read_text("utf-8").split("# ---- table and pictures")[0])
     return hashlib.sha256("".join([*code, inspect.getsource(report.scores)]).encode()).hexdigest()
 
 
