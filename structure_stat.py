@@ -8,12 +8,13 @@ Reads Database.csv and POSCARS/ in DATA_DIR. Writes fcc_train.csv and bcc_train.
 row per structure, with the probability that a cluster of each shape (point, nearest-neighbour pair,
 triplet, quadruplet, second-neighbour pair) holds each combination of elements, the shares of its atoms
 in fcc, bcc, hcp and other surroundings, and the targets; beside each the list of its POSCARs with their
-checksums (.sha256); and phases.csv and phases.png, what the cells have become.
+checksums (.sha256); order.csv, the Warren-Cowley parameters of the first two shells; and phases.csv and
+phases.png, what the cells have become.
 
 Cells are counted as they are given, which is as published. Relaxed cells then carry what relaxation made
 of them, and many have left the lattice of their name. With --cells lattice each atom is put back on its
-site first, and the tables are fcc_train_lattice.csv and bcc_train_lattice.csv. The shares are always of
-the cell as given.
+site first, and the tables are fcc_train_lattice.csv, bcc_train_lattice.csv and order_lattice.csv. The
+shares are always of the cell as given.
 """
 
 import re
@@ -343,6 +344,22 @@ def count_all(folder, database, system, on_lattice=False):
     return {phase: np.concatenate(values) for phase, values in found.items()}
 
 
+def short_range_order(clusters, system):
+    """Warren-Cowley parameters of the first two shells: a frame, a column for each shell and pair.
+
+    clusters: a frame of occupation probabilities, columns of all BLOCKS. 1 - P(ij) / (c_i c_j), P(ij) the
+    probability that a neighbour pair is i and then j: 0 at random, negative where unlike ones seek each
+    other. nan where an alloy lacks one of the two. J. M. Cowley, Phys. Rev. 77, 669 (1950).
+    """
+    order = {}
+    for block, shell in (("pairs", 1), ("second_pairs", 2)):
+        for column in common.cluster_columns(system, block):
+            i, j = column.split()[-1].split("-")
+            at_random = (1 + (i != j)) * clusters[i] * clusters[j]  # either of the two may come first
+            order[f"alpha{shell} {i}-{j}"] = 1 - clusters[column] / at_random.where(at_random > 0)
+    return pd.DataFrame(order)
+
+
 def mean_valence(formulas, system):
     """Mean number of valence electrons, (n,)."""
     fractions = common.mole_fractions(formulas, system.elements)
@@ -385,7 +402,7 @@ def main():
     of_targets = [TARGETS[target].column for target in targets]
     for counted_on in chosen.CELLS:
         counted = count_all(folder, database, system, counted_on == "lattice")
-        phases = []
+        phases, order = [], []
         with settings.whole_files(chosen.TABLE_DIR) as new:
             for phase, values in counted.items():
                 rows = database[database.phase == phase].reset_index(drop=True)
@@ -397,11 +414,14 @@ def main():
                 new(name.replace(".csv", ".sha256")).write_text(
                     common.poscar_list(folder, rows.structure), encoding="utf-8", newline=""
                 )
+                order.append(rows[["structure", "phase"]].join(short_range_order(table, system)))
                 print(f"{name}: {len(table)} structures, {len(columns)} columns of clusters")
                 became = np.array(cells.SURROUNDINGS)[table[shares].to_numpy().argmax(1)]
                 phases.append(rows[["structure", "phase"]].join(table[shares]).assign(became=became))
                 counts = [f"{name} in {n}" for name, n in pd.Series(became).value_counts().items()]
                 print(f"  most atoms have surroundings of {', '.join(counts)} of them")
+            name = "order_lattice.csv" if counted_on == "lattice" else "order.csv"
+            settings.write_csv(pd.concat(order).round(DECIMALS), new(name))
             phases = pd.concat(phases, ignore_index=True)
             settings.write_csv(phases, new("phases.csv"))
             valence = mean_valence(database.formula, system)

@@ -56,6 +56,22 @@ def test_ordered_b2(tmp_path):
     assert found == pytest.approx({column: expected.get(column, 0) for column in found}, abs=1e-12)
 
 
+def test_short_range_order_by_hand():
+    """L1_2 Ni3Fe: no Fe beside Fe, 12 Ni; in the second shell Fe sees Fe alone. At random all are 0."""
+    clusters = {"Fe": [1 / 4, 0.5, 1], "Ni": [3 / 4, 0.5, 0]}
+    clusters |= {
+        "pair Fe-Fe": [0, 1 / 4, 1],
+        "pair Fe-Ni": [1 / 2, 1 / 2, 0],
+        "pair Ni-Ni": [1 / 2, 1 / 4, 0],
+    }
+    clusters |= {"second pair Fe-Fe": [1 / 4, 1 / 4, 1], "second pair Fe-Ni": [0, 1 / 2, 0]}
+    clusters |= {"second pair Ni-Ni": [3 / 4, 1 / 4, 0]}
+    found = structure_stat.short_range_order(pd.DataFrame(clusters), FE_NI)
+    expected = [[1, -1 / 3, 1 / 9, -3, 1, -1 / 3], [0] * 6, [0, np.nan, np.nan, 0, np.nan, np.nan]]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert list(found)[:3] == ["alpha1 Fe-Fe", "alpha1 Fe-Ni", "alpha1 Ni-Ni"]
+
+
 ALLOYS = {"fcc": {"Fe": 8, "Ni": 8, "Co": 10, "Pd": 6}, "bcc": {"Fe": 4, "Ni": 4, "Cr": 5, "Mn": 3}}
 
 
