@@ -418,7 +418,7 @@ def changed_poscars(folder, path):
 class Split(NamedTuple):
     """Row numbers of the training set and the test set, in the order they are trained on."""
 
-    number: int
+    number: int  # or "all": no test set
     train: np.ndarray
     test: np.ndarray
 
@@ -426,6 +426,7 @@ class Split(NamedTuple):
 def split_rows(table, alloys, percent, number, high_only=False):
     """Split of one number (its random_state; 0 is the study's), both phases together.
 
+    number 'all': all alloys train, and none is left to test on.
     alloys: '4+5' tests on alloys of four and five elements alone, 'Total' on all.
     percent: share of the training set's four- and five-element alloys that is kept.
     high_only: train on alloys of four and five elements alone (Scratch').
@@ -437,8 +438,11 @@ def split_rows(table, alloys, percent, number, high_only=False):
     for phase in phases_of(table):
         rows = np.flatnonzero(table.phase == phase)
         high = table.n_components.to_numpy()[rows] >= 4
+        seed = 0 if number == "all" else number
         try:
-            if alloys == "4+5":
+            if number == "all":
+                kept, held, low = rows[high] if alloys == "4+5" else rows, rows[:0], rows[~high]
+            elif alloys == "4+5":
                 kept, held = train_test_split(rows[high], train_size=0.8, random_state=number)
                 low = rows[~high]
             else:
@@ -450,7 +454,7 @@ def split_rows(table, alloys, percent, number, high_only=False):
             if percent == 0:
                 kept = kept[:0]
             elif percent < 100:
-                kept = train_test_split(kept, train_size=percent / 100, random_state=number)[0]
+                kept = train_test_split(kept, train_size=percent / 100, random_state=seed)[0]
         except ValueError as error:
             raise InputError(f"split {number}, {phase}: too few alloys to split ({error})") from None
         with_low = not high_only and (alloys == "4+5" or percent < 100)
@@ -463,18 +467,22 @@ def split_rows(table, alloys, percent, number, high_only=False):
 
 
 def hold_out(table, split, share):
-    """Training rows to choose the epoch on: a share of the alloys of four and five elements.
+    """Training rows to choose the epoch on, in one part or more: shares of those of four and five elements.
 
     Stratified by phase; random_state is the split's number. Where the training set has none of
-    them (PERCENT 0), a share of all its alloys.
+    them (PERCENT 0), a share of all its alloys. Of the split 'all': the parts of a cross-validation, as
+    many as the share goes into one.
     """
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import StratifiedKFold, train_test_split
 
     rows = split.train[table.n_components.to_numpy()[split.train] >= 4]
     rows = rows if len(rows) else split.train
+    phases = table.phase.to_numpy()[rows]
     try:
-        phases = table.phase.to_numpy()[rows]
-        return train_test_split(rows, test_size=share, stratify=phases, random_state=split.number)[1]
+        if split.number == "all":
+            folds = StratifiedKFold(max(round(1 / share), 2), shuffle=True, random_state=0)
+            return [rows[held] for _, held in folds.split(rows, phases)]
+        return [train_test_split(rows, test_size=share, stratify=phases, random_state=split.number)[1]]
     except ValueError as error:
         raise InputError(f"split {split.number}: too few alloys to hold some out ({error})") from None
 
@@ -865,11 +873,19 @@ def fit_selected(fit, table, splits, select_by, epochs, share, refit):
     fit: function (training rows of each split, watched rows of each split or None, epochs) -> Trained.
     'reference' watches the test set, as published; with 'validation' fit never sees a row of it, but a
     held-out `share` of the training set, and with `refit` then learns the whole of that for as many epochs.
+    The split 'all' has no test set: its epoch is the mean of a cross-validation, and it is always refitted.
     """
     whole = [split.train for split in splits]
     if select_by == "reference":
+        if not all(len(split.test) for split in splits):
+            raise InputError(
+                "SPLITS all: expected SELECT_BY validation, for there is no test set to choose on"
+            )
         return fit(whole, [split.test for split in splits], epochs)
-    held = [hold_out(table, split, share) for split in splits]
-    rest = [rows[~np.isin(rows, out)] for rows, out in zip(whole, held)]
-    trained = fit(rest, held, epochs)
-    return fit(whole, None, trained.epochs) if refit else trained
+    held = [(rows, out) for rows, one in zip(whole, splits) for out in hold_out(table, one, share)]
+    trained = fit([rows[~np.isin(rows, out)] for rows, out in held], [out for _, out in held], epochs)
+    n_parts = len(held) // len(splits)  # more than one of the split 'all' alone
+    if not refit and n_parts == 1:
+        return trained
+    kept = trained.epochs.reshape(len(splits), n_parts, -1).mean(1)
+    return fit(whole, None, np.rint(kept).astype(int).ravel())

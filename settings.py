@@ -95,6 +95,14 @@ def numbers(text):
     raise ValueError("a number, a range or a list, such as 0 or 0-7 or 0,3,5")
 
 
+def split_numbers(text):
+    """As `numbers`; 'all' is the one split whose training set is all alloys."""
+    try:
+        return [text] if text == "all" else numbers(text)
+    except ValueError as error:
+        raise ValueError(f"all, or {error}") from None
+
+
 def folder(text):
     with suppress(RuntimeError):  # ~user, of a user that there is not
         if text:
@@ -129,7 +137,7 @@ OPTIONS = {
     "ALLOYS": one_of("4+5", "Total"),
     "PERCENT": number(float, 0, 100),
     "SEEDS": numbers,
-    "SPLITS": numbers,
+    "SPLITS": split_numbers,
     "SELECT_BY": one_of("reference", "validation"),
     "HOLD_OUT": number(float, 0.01, 0.9),
     "REFIT": true_or_false,

@@ -432,6 +432,7 @@ def main():
         TARGETS=settings.words_of(*common.TARGETS),
         ALLOY_SETS=settings.words_of("4+5", "Total"),
         PERCENTS=settings.words_of("0", "20", "40", "60", "80", "100"),
+        SPLITS=settings.numbers,
         PHASE_INPUTS=settings.words_of("named", "found"),
         RULES=settings.words_of("validation", "reference"),
         BACKEND=settings.one_of("loky", "threading", "dask", "ray"),
