@@ -1,4 +1,4 @@
-"""What became of a relaxed cell: the surroundings of its atoms, and the cell put back on its lattice.
+"""A cell read, what became of it (the surroundings of its atoms), and the cell put back on its lattice.
 
 Many a cell leaves its lattice while it relaxes. Shells taken by distance then hold the outcome of the
 relaxation; on the lattice, at the same volume, the cell is what is known before any calculation.
@@ -12,10 +12,15 @@ lattice vectors in half lattice constants along the cubic axes: three tuples of 
 Nothing depends on how a structure is turned, where its origin lies, or the order of its atoms.
 """
 
+import re
+import warnings
 from itertools import combinations
 
 import numpy as np
 from pymatgen.core import Lattice, Structure
+from pymatgen.io.vasp.inputs import Poscar
+
+from settings import InputError
 
 SURROUNDINGS = ("fcc", "bcc", "hcp", "other")
 PRIMITIVE = {  # rows: primitive vectors in half lattice constants
@@ -34,6 +39,49 @@ OWN_STRETCH = 2**0.25  # half way from one lattice to the other; beyond, the ato
 MOST_STRETCH = 1.5
 MEAN_DISPLACEMENT = 0.16  # lattice constants
 MARGIN = 0.03  # lattice constants by which the mean has to be worse in the second best cell
+
+MIN_DISTANCE = 0.5  # angstrom; closer atoms stand on one site
+VOLUMES = (1, 500)  # angstrom^3 per atom; beyond, lengths are not in angstrom, or a digit is wrong
+
+
+def read_poscar(path):
+    """A POSCAR as pymatgen Structure. Raises InputError with name and fault if it is no whole one."""
+    try:
+        text = path.read_text("utf-8", errors="replace")  # comments may be in other encodings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            structure = Poscar.from_str(prepared(text), read_velocities=False).structure
+            per_atom = structure.volume / len(structure)
+            height = 1 / np.linalg.norm(structure.lattice.inv_matrix, axis=0)  # between opposite faces
+            inside = np.abs(structure.frac_coords).max() < 1000  # False for nan
+    except OSError as error:
+        raise InputError(f"{path.name} (cannot be read: {error.strerror})") from None
+    except Exception as error:  # noqa: BLE001 (pymatgen raises whatever its parsing meets)
+        raise InputError(f"{path.name} (no whole POSCAR: {error or type(error).__name__})") from None
+    # Beyond these the search for neighbours would take all memory there is.
+    if not inside:
+        raise InputError(f"{path.name} (a coordinate is no number, or far out of the cell)")
+    if not VOLUMES[0] <= per_atom <= VOLUMES[1]:
+        raise InputError(f"{path.name} (a volume of {per_atom:.3g} angstrom^3 per atom)")
+    if not height.min() >= MIN_DISTANCE:
+        raise InputError(f"{path.name} (a cell {height.min():.3g} angstrom high)")
+    return structure
+
+
+def prepared(text):
+    """The text of a POSCAR without two things that pymatgen stumbles over.
+
+    More atoms than the file can hold: it makes a list of them before it looks for their lines. A
+    negative scale, which is the cell's volume: it multiplies Cartesian coordinates with it.
+    """
+    lines = text.split("\n")
+    counts = [word for line in lines[5:30] for word in line.split() if re.fullmatch(r"\+?[\d_]+", word)]
+    if any(int(word) > max(len(lines), 1000) for word in counts):
+        raise ValueError("fewer lines than atoms")
+    if len(lines) > 4 and (scale := float(lines[1])) < 0:
+        volume = abs(np.linalg.det([[float(word) for word in line.split()] for line in lines[2:5]]))
+        lines[1] = repr(float((-scale / volume) ** (1 / 3)))
+    return "\n".join(lines)
 
 
 def surroundings(vectors):

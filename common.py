@@ -246,9 +246,10 @@ def read_database(data_dir, targets, elements=None, excluded_pairs=None):
 
     targets: names in TARGETS. elements, excluded_pairs: as in `alloy_system`. All fcc rows come before
     all bcc rows. Rows of phases other than fcc and bcc are left out, and a printed line says how many.
+    A formula is that of a column `formula`, else what the structure's name begins with, else its POSCAR's.
     Raises InputError, with all faults of one kind together: no folder or file, a column missing,
-    no phase, a target that is no number, a structure listed twice, a name that does not begin with
-    a formula of the system's elements or end with the phase.
+    no phase, a target that is no number, a structure listed twice, no formula of the system's elements, a
+    name that ends with another phase.
     """
     from pymatgen.core import Composition
 
@@ -256,7 +257,8 @@ def read_database(data_dir, targets, elements=None, excluded_pairs=None):
     if not data_dir.is_dir():
         raise InputError(f"{data_dir}: expected a folder with Database.csv and POSCARS/")
     frame = read_table(path, ["structures", "phase", *columns])
-    frame = frame[["structures", "phase", *columns]].rename(columns={"structures": "structure"})
+    frame = frame[[c for c in ("structures", "phase", *columns, "formula") if c in frame]]
+    frame = frame.rename(columns={"structures": "structure"})
     if frame.empty:
         raise InputError(f"{path}: expected at least one row, found none")
     lines = pd.Series(frame.index + 2, frame.index)  # of the file, for messages; line 1 is the header
@@ -285,16 +287,33 @@ def read_database(data_dir, targets, elements=None, excluded_pairs=None):
     plain = frame.structure.str.fullmatch(r"[A-Za-z0-9_.+() -]{1,200}")
     complain(~plain, "the plain name of a file in column 'structures'")
     complain(frame.structure.duplicated(keep=False), "each structure once in column 'structures'")
-    frame["formula"] = frame.structure.str.split("_").str[0]
-
-    complain(~frame.formula.map(is_formula).astype(bool), "a name that begins with a formula")
-    suffix = [name.endswith(phase) for name, phase in zip(frame.structure, frame.phase)]
-    complain(~np.array(suffix), "a name that ends with its phase")
+    if "formula" not in frame:
+        frame["formula"] = [formula_of(name, data_dir / "POSCARS") for name in frame.structure]
+    expected = "a name that begins with a formula, or one in a column 'formula' or in the POSCAR"
+    complain(~frame.formula.map(is_formula).astype(bool), expected)
+    named = frame.structure.str.extract("(fcc|bcc|hcp)$")[0]
+    complain(named.notna() & (named != frame.phase), "a name that ends with its phase")
     system = alloy_system(frame.formula, elements, excluded_pairs)
     covered = frame.formula.map(lambda formula: allowed(system, map(str, Composition(formula))))
     pairs = "".join(f", no {' with '.join(sorted(pair))}" for pair in system.excluded)
     complain(~covered.astype(bool), f"alloys of {', '.join(system.elements)}{pairs}")
     return pd.concat([frame[frame.phase == phase] for phase in PHASES], ignore_index=True), system
+
+
+def poscar_path(folder, name):
+    """The POSCAR of a structure, which may have the ending .vasp."""
+    plain, ending = folder / name, folder / f"{name}.vasp"
+    return ending if ending.is_file() and not plain.is_file() else plain
+
+
+def formula_of(name, folder):
+    """What a structure's name begins with; where that is an id, the formula of its POSCAR."""
+    formula, path = name.split("_")[0], poscar_path(folder, name)
+    if is_formula(formula) or not path.is_file():
+        return formula
+    from cells import read_poscar
+
+    return read_poscar(path).composition.formula.replace(" ", "")
 
 
 class Data(NamedTuple):
@@ -306,9 +325,9 @@ class Data(NamedTuple):
     phases: tuple  # whose columns are the last of the inputs, one of INPUT_PHASES
     inputs: np.ndarray  # (n, n_elements + 4 + n_phases), what a network sees
     targets: np.ndarray  # (n,), in the target's unit
-    cells: str  # what the clusters are counted on: given or lattice
-    clusters: pd.DataFrame  # (n, n_columns), occupation probabilities, columns of all BLOCKS
-    shares: np.ndarray  # (n, 3) of atoms with fcc, bcc, hcp surroundings in the cell as given
+    cells: str  # what the clusters are counted on: given or lattice; None: there are no POSCARs
+    clusters: pd.DataFrame  # (n, n_columns), occupation probabilities, columns of all BLOCKS; or None
+    shares: np.ndarray  # (n, 3) of atoms with fcc, bcc, hcp surroundings in the cell as given, or of the name
     source: str  # whose data it is, as `data_set` says
     sha256: dict  # of Database.csv, the tables and the lists of POSCARs
 
@@ -325,9 +344,19 @@ def known_before(data, columns, rule="validation"):
     have to be counted on the lattice; the paper's rule, `reference`, does not ask for that. Of training
     rows data.clusters and data.shares may be read as they are. Raises ValueError where cells are as given.
     """
-    if data.cells != "lattice" and rule != "reference":
+    if data.cells == "given" and rule != "reference":
         raise ValueError("clusters of relaxed cells are not known before the calculation")
-    return data.clusters[columns].to_numpy()
+    return clusters_of(data)[columns].to_numpy()
+
+
+def clusters_of(data):
+    """data.clusters; raises InputError where there are none."""
+    if data.clusters is None:
+        raise InputError(
+            "no POSCARS/, whose clusters CE, TL and DA need: expected a method that does without, "
+            "Scratch, Scratch' (main.py) or the committee"
+        )
+    return data.clusters
 
 
 def table_name(phase, cells):
@@ -341,7 +370,8 @@ def load_data(
     """Data of a run from the occupation tables, fcc rows before bcc rows.
 
     target: a name in TARGETS. elements, excluded_pairs: as in `alloy_system`. cells: tables of clusters
-    counted on cells as given or on the lattice. phase_input: a name in INPUT_PHASES. Raises InputError
+    counted on cells as given or on the lattice. phase_input: a name in INPUT_PHASES. Where there is no
+    folder POSCARS, there are no clusters, and the phase found is the one in the name. Raises InputError
     where a table is missing or does not match Database.csv or the POSCARs, and what `read_database` raises.
     """
     database, system = read_database(data_dir, [target], elements, excluded_pairs)
@@ -353,7 +383,13 @@ def load_data(
     advice = "run structure_stat.py first, with the same data and table folders"
     advice += " and --cells lattice" if cells == "lattice" else ""
     tables = []
-    for phase in phases_of(database):
+    if not (data_dir / "POSCARS").is_dir():
+        print(f"no folder {data_dir / 'POSCARS'}: no clusters, and the phase of a cell is that in its name")
+        cells, tables = (
+            None,
+            [database.join(pd.DataFrame(one_hot(database.phase, INPUT_PHASES["found"]), columns=shares))],
+        )
+    for phase in phases_of(database) if cells else ():
         rows = database[database.phase == phase].reset_index(drop=True)
         path = table_dir / table_name(phase, cells)
         if not path.is_file():
@@ -386,8 +422,8 @@ def load_data(
     inputs = network_inputs(
         fractions, one_hot(table.phase, phases) if phase_input == "named" else found, system.elements
     )
-    clusters, targets = table[columns], table[column].to_numpy()
-    table = table[rows.columns].assign(n_components=(fractions > 0).sum(1))
+    clusters, targets = table[columns] if cells else None, table[column].to_numpy()
+    table = table[database.columns].assign(n_components=(fractions > 0).sum(1))
     return Data(
         target, table, system, phases, inputs, targets, cells, clusters, found, source, sums
     )  # fmt: skip
@@ -400,7 +436,8 @@ def poscar_digest(path):
 
 def poscar_list(folder, names):
     """The list of POSCARs beside a table, as sha256sum writes and checks it."""
-    return "".join(f"{poscar_digest(folder / name)}  {name}\n" for name in names)
+    paths = [poscar_path(folder, name) for name in names]
+    return "".join(f"{poscar_digest(path)}  {path.name}\n" for path in paths)
 
 
 def changed_poscars(folder, path):

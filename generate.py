@@ -109,8 +109,9 @@ def read_lattice(data_dir, data, phase):
     Put on its lattice where data.cells says so. Repeated along its shortest vector until STEPS divides its
     number of atoms, as it does LATTICE's 160, so that each cell holds exactly the composition it stands for.
     """
+    common.clusters_of(data)
     folder, rows = data_dir / "POSCARS", data.table[data.table.phase == phase]
-    paths = [folder / name for name in rows.structure]
+    paths = [common.poscar_path(folder, name) for name in rows.structure]
     wanted = (rows.structure == LATTICE + phase).to_numpy()
     wanted = np.flatnonzero(wanted if wanted.any() else ~wanted)
     try:
@@ -201,7 +202,7 @@ def fit_ce(data, rows, clusters, alpha=None):
     if alpha is None:
         target = TARGETS[data.target]
         alpha = target.alpha_second if "second_pairs" in clusters else target.alpha
-    inputs, models = data.clusters[ce_columns(data.system, clusters)].to_numpy(), {}
+    inputs, models = common.clusters_of(data)[ce_columns(data.system, clusters)].to_numpy(), {}
     for phase in common.phases_of(data.table):
         part = rows_of(data, rows, phase)
         if not len(part):

@@ -17,8 +17,6 @@ site first, and the tables are fcc_train_lattice.csv, bcc_train_lattice.csv and 
 shares are always of the cell as given.
 """
 
-import re
-import warnings
 from contextlib import suppress
 from functools import cache
 from itertools import combinations, product
@@ -27,13 +25,12 @@ import joblib
 import numpy as np
 import pandas as pd
 from pymatgen.core import Composition
-from pymatgen.io.vasp.inputs import Poscar
 from tqdm import tqdm
 
 import cells
 import common
 import settings
-from cells import FIRST_SHELL
+from cells import FIRST_SHELL, MIN_DISTANCE, read_poscar
 from common import BLOCKS, TARGETS
 from settings import InputError
 
@@ -47,8 +44,6 @@ SECOND_SHELL = 6  # atoms, in both
 CHUNK = 16  # structures counted together: many make numpy's loops long, few stay in the processor's cache
 PARALLEL_FROM = 2000  # structures; fewer are counted before the workers have started
 DECIMALS = 9  # of the tables, as published; cluster expansions are fitted to what is rounded
-MIN_DISTANCE = 0.5  # angstrom; closer atoms stand on one site
-VOLUMES = (1, 500)  # angstrom^3 per atom; beyond, lengths are not in angstrom, or a digit is wrong
 ROUNDS = 8  # in the search for neighbours; with as many, some atom stands alone in an empty cell
 
 
@@ -175,46 +170,6 @@ def count(columns, weights, n_columns):
     return counts.reshape(len(columns), n_columns)
 
 
-def read_poscar(path):
-    """A POSCAR as pymatgen Structure. Raises InputError with name and fault if it is no whole one."""
-    try:
-        text = path.read_text("utf-8", errors="replace")  # comments may be in other encodings
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            structure = Poscar.from_str(prepared(text), read_velocities=False).structure
-            per_atom = structure.volume / len(structure)
-            height = 1 / np.linalg.norm(structure.lattice.inv_matrix, axis=0)  # between opposite faces
-            inside = np.abs(structure.frac_coords).max() < 1000  # False for nan
-    except OSError as error:
-        raise InputError(f"{path.name} (cannot be read: {error.strerror})") from None
-    except Exception as error:  # noqa: BLE001 (pymatgen raises whatever its parsing meets)
-        raise InputError(f"{path.name} (no whole POSCAR: {error or type(error).__name__})") from None
-    # Beyond these the search for neighbours would take all memory there is.
-    if not inside:
-        raise InputError(f"{path.name} (a coordinate is no number, or far out of the cell)")
-    if not VOLUMES[0] <= per_atom <= VOLUMES[1]:
-        raise InputError(f"{path.name} (a volume of {per_atom:.3g} angstrom^3 per atom)")
-    if not height.min() >= MIN_DISTANCE:
-        raise InputError(f"{path.name} (a cell {height.min():.3g} angstrom high)")
-    return structure
-
-
-def prepared(text):
-    """The text of a POSCAR without two things that pymatgen stumbles over.
-
-    More atoms than the file can hold: it makes a list of them before it looks for their lines. A
-    negative scale, which is the cell's volume: it multiplies Cartesian coordinates with it.
-    """
-    lines = text.split("\n")
-    counts = [word for line in lines[5:30] for word in line.split() if re.fullmatch(r"\+?[\d_]+", word)]
-    if any(int(word) > max(len(lines), 1000) for word in counts):
-        raise ValueError("fewer lines than atoms")
-    if len(lines) > 4 and (scale := float(lines[1])) < 0:
-        volume = abs(np.linalg.det([[float(word) for word in line.split()] for line in lines[2:5]]))
-        lines[1] = repr(float((-scale / volume) ** (1 / 3)))
-    return "\n".join(lines)
-
-
 def read_structure(path, formula, elements):
     """As `read_poscar`; InputError too if it holds not what formula and elements say."""
     structure = read_poscar(path)
@@ -314,7 +269,7 @@ def count_all(folder, database, system, on_lattice=False):
 
     Columns: as in `count_structures`. Raises InputError that names all faults found.
     """
-    missing = [name for name in database.structure if not (folder / name).is_file()]
+    missing = [name for name in database.structure if not common.poscar_path(folder, name).is_file()]
     if missing:
         found = settings.listed(missing)
         raise InputError(f"{folder}: expected a POSCAR for each structure; none for {found}")
@@ -323,7 +278,8 @@ def count_all(folder, database, system, on_lattice=False):
         rows = database[database.phase == phase]
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            chunks.append(([folder / name for name in part.structure], list(part.formula), phase, system))
+            paths = [common.poscar_path(folder, name) for name in part.structure]
+            chunks.append((paths, list(part.formula), phase, system))
     workers = -1 if len(database) >= PARALLEL_FROM else 1
     if on_lattice:
         known = {phase: set() for phase in common.phases_of(database)}

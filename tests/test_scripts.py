@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -137,3 +138,63 @@ def test_windows_line_ends_and_byte_order_marks(small_data, tmp_path):
     run("structure_stat.py", "--data-dir", data)
     plain = (small_data / "fcc_train.csv").read_bytes()
     assert (data / "fcc_train.csv").read_bytes() == plain and b"\r" not in plain
+
+
+def test_ids_and_endings(small_data, tmp_path):
+    """Structures named by an id, the formula in their POSCAR or in a column, files that end with .vasp."""
+    data, plain = tmp_path / "data", pd.read_csv(small_data / "Database.csv")
+    (data / "POSCARS").mkdir(parents=True)
+    ids = [f"run-{i}" for i in range(len(plain))]
+    for name, old in zip(ids, plain.structures):
+        shutil.copy(small_data / "POSCARS" / old, data / "POSCARS" / f"{name}.vasp")
+    formulas = plain.structures.str.split("_").str[0]
+    for columns in ({}, {"formula": formulas}):
+        plain.assign(structures=ids, **columns).to_csv(data / "Database.csv", index=False)
+        run("structure_stat.py", "--data-dir", data)
+        for phase in common.PHASES:
+            tables = [pd.read_csv(folder / f"{phase}_train.csv").iloc[:, 1:] for folder in (small_data, data)]
+            pd.testing.assert_frame_equal(*tables)
+    run("main.py", "--data-dir", data, "--results-dir", tmp_path, *TINY)
+    (data / "POSCARS/run-0.vasp").write_text("no POSCAR")
+    plain.assign(structures=ids).to_csv(data / "Database.csv", index=False)
+    assert "run-0" in run("structure_stat.py", "--data-dir", data, status=2).err
+
+
+def test_a_table_of_alloys_alone(small_data, tmp_path):
+    """Without POSCARs the methods that need no clusters train, and the others say which these are."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(small_data / "Database.csv", tmp_path / "data")
+    flags = ["--data-dir", tmp_path / "data", "--results-dir", tmp_path, *TINY]
+    found = run("main.py", *flags).out
+    plain = run("main.py", "--data-dir", small_data, "--results-dir", tmp_path / "with", *TINY).out
+    assert "no folder" in found and found.split("Train:")[1] == plain.split("Train:")[1].replace("with/", "")
+    assert "Scratch" in run("main_transfer.py", *flags, status=2).err
+    assert "Scratch" in run("generate.py", *flags[:4], status=2).err
+
+
+def test_all_the_data(small_data, tmp_path):
+    """Every row trains, the epoch is the mean of those that the parts of a cross-validation chose."""
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--splits", "all", "--seeds", "0-1", *TINY]
+    assert "no test set" in run("main.py", *flags, status=2).err
+    flags += ["--select-by", "validation", "--predict", "FeNiCoCr"]
+    for script, name in (("main.py", "scratch"), ("main_transfer.py", "tl")):
+        assert "Test" not in run(script, *flags).out
+        predictions = pd.read_csv(tmp_path / f"{name}_Ef_4+5_100_validation_predictions.csv")
+        assert (
+            len(predictions) == 44 and set(predictions.set) == {"train"} and set(predictions.split) == {"all"}
+        )
+    data = common.load_data(small_data, small_data, "Ef")
+    split = common.split_rows(data.table, "4+5", 100, "all")
+    calls = []
+
+    def fit(train, watch, epochs):
+        calls.append((train, watch, epochs))
+        return SimpleNamespace(epochs=np.arange(2 * len(train)) if watch else epochs)
+
+    kept = common.fit_selected(fit, data.table, [split], "validation", 9, 0.2, False).epochs
+    (parts, held, _), (whole, watch, _) = calls
+    assert kept.tolist() == [4, 5] and watch is None and sorted(whole[0]) == list(range(44))
+    many = np.flatnonzero(data.table.n_components >= 4)
+    assert sorted(np.concatenate(held)) == many.tolist() and len(held) == 5
+    for rest, out in zip(parts, held):
+        assert sorted([*rest, *out]) == list(range(44))
