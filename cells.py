@@ -55,7 +55,7 @@ def read_poscar(path):
             height = 1 / np.linalg.norm(structure.lattice.inv_matrix, axis=0)  # between opposite faces
             inside = np.abs(structure.frac_coords).max() < 1000  # False for nan
     except OSError as error:
-        raise InputError(f"{path.name} (cannot be read: {error.strerror})") from None
+        raise InputError(f"{path.name} (cannot be read: {error.strerror or error})") from None
     except Exception as error:  # noqa: BLE001 (pymatgen raises whatever its parsing meets)
         raise InputError(f"{path.name} (no whole POSCAR: {error or type(error).__name__})") from None
     # Beyond these the search for neighbours would take all memory there is.

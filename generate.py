@@ -321,13 +321,9 @@ def main():
     models = fit_ce(data, train, chosen.CLUSTERS, chosen.ALPHA)
     labelled = label(models, samples)
     identity = settings.identity(chosen, data.sha256)
-    run = settings.free_name(
-        chosen.RESULTS_DIR,
-        f"{chosen.TARGET}_{chosen.ALLOYS}_{len(columns)}{'_lattice' if chosen.CELLS == 'lattice' else ''}",
-        "generate_{}_settings.json",
-        identity,
-    )
-    with settings.whole_files(chosen.RESULTS_DIR) as new:
+    name = f"{chosen.TARGET}_{chosen.ALLOYS}_{len(columns)}{'_lattice' * (chosen.CELLS == 'lattice')}"
+    of_run = chosen.RESULTS_DIR, name, "generate_{}_settings.json", identity
+    with settings.files_of_run(*of_run) as (new, run):
         new(f"generate_{run}_settings.json").write_text(identity, encoding="utf-8")
         for phase, model in models.items():
             rows = rows_of(data, train, phase)

@@ -124,8 +124,8 @@ def report(chosen, data, splits, outcome, how=None):
         print(f"and {len(single) - MOST_RUNS} more, in the file of metrics")
 
     identity = settings.identity(chosen, data.sha256)
-    name = settings.free_name(chosen.RESULTS_DIR, "_".join(words), "{}_settings.json", identity)
-    with settings.whole_files(chosen.RESULTS_DIR) as new:
+    of_run = chosen.RESULTS_DIR, "_".join(words), "{}_settings.json", identity
+    with settings.files_of_run(*of_run) as (new, name):
         new(f"{name}_settings.json").write_text(identity, encoding="utf-8")
         if len(single) > 1:
             summary = summarise(chosen, single, ensemble, predictions)
@@ -243,7 +243,9 @@ def load_checkpoint(path):
         METHODS[saved["method"]], TARGETS[saved["target"]], saved["least"], saved["greatest"]
         saved["n_components"]
     except OSError as error:
-        raise InputError(f"{path}: expected a checkpoint of an earlier run ({error.strerror})") from None
+        raise InputError(
+            f"{path}: expected a checkpoint of an earlier run ({error.strerror or error})"
+        ) from None
     except (
         pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
     ):  # fmt: skip
@@ -317,10 +319,8 @@ def predict_for(chosen, checkpoint):
                 remarks[i].append(f"outside the training range: {named}")
     unit = TARGETS[saved["target"]].unit
     frame = frame.assign(unit=unit, outside=["; ".join(remark) for remark in remarks])
-    name = settings.free_name(
-        chosen.RESULTS_DIR, f"{Path(checkpoint).stem}_predicted", "{}.csv", settings.csv_text(frame)
-    )
-    with settings.whole_files(chosen.RESULTS_DIR) as new:
+    of_run = chosen.RESULTS_DIR, f"{Path(checkpoint).stem}_predicted", "{}.csv", settings.csv_text(frame)
+    with settings.files_of_run(*of_run) as (new, name):
         settings.write_csv(frame, new(f"{name}.csv"))
     print(frame.head(MOST_LINES).to_string(index=False, float_format=lambda x: f"{x:.4f}"))
     if len(frame) > MOST_LINES:

@@ -6,13 +6,18 @@ Nothing to run here. A script's settings are the constants of its fenced block; 
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
+import threading
+import time
 import uuid
-from contextlib import contextmanager, suppress
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,23 +230,80 @@ def read(script, **own_options):
     return settings
 
 
+class Stream:
+    """A standard stream whose reader may leave, as head does: what comes then is dropped, the run goes on."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        self.unless_broken(self.stream.write, text)
+
+    def flush(self):
+        self.unless_broken(self.stream.flush)
+
+    def unless_broken(self, call, *arguments):
+        try:
+            call(*arguments)
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+
 def run(main):
     """Run a script's main; bad input ends it with one line on standard error and status 2."""
     program = Path(sys.argv[0]).name
     with suppress(AttributeError):  # a terminal without Greek letters gets question marks for them
         sys.stdout.reconfigure(errors="replace")
+    with (
+        redirect_stdout(Stream(sys.stdout)), redirect_stderr(Stream(sys.stderr)),
+        handled(lambda *_: sys.exit(143), signal.SIGTERM),  # an end as any other, workers and files too
+    ):  # fmt: skip
+        try:
+            main()
+        except InputError as error:
+            print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:  # a full disk, a file in a program that locks it
+            where = error.filename2 or error.filename
+            print(f"{program}: {f'{where}: ' if where else ''}{error.strerror or error}", file=sys.stderr)
+            sys.exit(2)
+        except BrokenExecutor:  # joblib's says at length what may have been
+            print(f"{program}: a worker process was killed, perhaps as memory ran out", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("\ninterrupted; the files of each run are all as before, or all new", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            sys.stdout.flush()
+
+
+@contextmanager
+def handled(handler, *signals):
+    """Handle the signals in this way within the block; signals are the main thread's."""
+    before = {}
+    with suppress(ValueError):
+        for number in signals:
+            before[number] = signal.signal(number, handler)
     try:
-        main()
-    except InputError as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a file in a program that locks it
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the files that were there before are as they were", file=sys.stderr)
-        sys.exit(130)
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def end_with(parent):
+    """End this process once the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if multiprocessing.current_process().name.startswith("LokyProcess"):  # joblib's wait for ever
+    threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
 
 
 # ==== files =======================================================================================
@@ -254,30 +316,84 @@ def listed(faults, most=8):
 
 
 @contextmanager
-def whole_files(folder):
+def whole_files(folder, reserved=None):
     """A function from a file's name to a path to write to; all get their names when the block ends well.
 
-    If it does not, none does, and what was there before stays. A temporary name that no other run has
-    keeps two at once from writing into one file; the process number would not, between machines that
-    share a folder. Ctrl-C waits until all have their names.
+    If it does not, none does, and what was there before stays, also where one of them cannot get its name.
+    A temporary name that no other run has keeps two at once from writing into one file; the process
+    number would not, between machines that share a folder. Ctrl-C waits until all have their names.
+    reserved: a file to take away if none has.
     """
-    temporary, before = {}, signal.getsignal(signal.SIGINT)
+    temporary, earlier, came = {}, {}, []
+
+    def hidden(name):
+        return folder / f".{uuid.uuid4().hex[:12]}.{name}"
 
     def new(name):
-        temporary[name] = folder / f".{uuid.uuid4().hex[:12]}.{name}"
+        temporary[name] = hidden(name)
         return temporary[name]
 
     try:
         yield new
-        with suppress(ValueError):  # signals are the main thread's
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with handled(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
+            for name in temporary:
+                if (folder / name).exists():
+                    earlier[name] = hidden(name)
+                    shutil.copy2(folder / name, earlier[name])
+            put_in_place(folder, temporary, earlier)
+            reserved = None
+        if came:
+            signal.raise_signal(came[0])
+    finally:
+        for path in [*temporary.values(), *earlier.values(), *([reserved] if reserved else [])]:
+            path.unlink(missing_ok=True)
+
+
+def put_in_place(folder, temporary, earlier):
+    """Give files their names, {name: path}; those that have them give them back if another cannot.
+
+    earlier: copies of what was there before, likewise; those that cannot be put back are taken out of it.
+    """
+    done = []
+    try:
         for name, written in temporary.items():
             os.replace(written, folder / name)
-    finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)
-        with suppress(ValueError):
-            signal.signal(signal.SIGINT, before)
+            done.append(name)
+    except OSError as error:
+        stuck, kept = [], []
+        for name in done:
+            try:
+                os.replace(earlier[name], folder / name) if name in earlier else (folder / name).unlink()
+            except OSError:
+                stuck.append(name)
+                kept += [earlier.pop(name).name] if name in earlier else []
+        if stuck:
+            raise InputError(
+                f"{error.filename2}: {error.strerror}; in {folder} {listed(stuck)} are new already and could "
+                f"not be put back; what was there before is in {listed(kept) or 'no file'}"
+            ) from None
+        raise
+
+
+@contextmanager
+def files_of_run(folder, name, pattern, content):
+    """As `whole_files`; yields its function, and name, or name_2 and so on: the first that is free.
+
+    That is one whose file, named by the pattern, is not there or the same; it is made at once, so that no
+    other run takes the name. So a run replaces its own earlier results, and never those of another.
+    """
+    for free in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2))):
+        path = folder / pattern.format(free)
+        try:
+            with path.open("xb") as file:
+                file.write(content.encode())
+            made = True
+        except FileExistsError:
+            made = False
+        if made or path.read_bytes() == content.encode():
+            break
+    with whole_files(folder, path if made else None) as new:
+        yield new, free
 
 
 def identity(settings, data):
@@ -288,17 +404,6 @@ def identity(settings, data):
     places = ("DATA_DIR", "TABLE_DIR", "RESULTS_DIR", "PREDICT", "CHECKPOINT")
     used = {name: value for name, value in vars(settings).items() if name not in places}
     return json.dumps({"settings": used, "sha256": data}, indent=1, default=str) + "\n"
-
-
-def free_name(folder, name, pattern, content):
-    """name, or name_2 and so on: the first whose file, named by the pattern, is not there or the same.
-
-    So a run replaces its own earlier results, and never those of another.
-    """
-    for free in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2))):
-        path = folder / pattern.format(free)
-        if not path.exists() or path.read_bytes() == content.encode():
-            return free
 
 
 def csv_text(frame):
@@ -316,4 +421,6 @@ def output_folder(path):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise InputError(f"{path}: expected a folder that can be written to ({error.strerror})") from None
+        raise InputError(
+            f"{path}: expected a folder that can be written to ({error.strerror or error})"
+        ) from None

@@ -10,6 +10,7 @@ import time
 import warnings
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -296,12 +297,58 @@ def test_a_write_that_fails(earlier, monkeypatch, how, status):
 
 
 def test_interrupted_while_files_get_their_names(earlier, monkeypatch):
-    """Ctrl-C waits until all have theirs, and works again afterwards."""
+    """Ctrl-C and SIGTERM wait until all have theirs, of a new run too, and work again afterwards."""
     (script, data), before, replace = earlier, signal.getsignal(signal.SIGINT), os.replace
-    monkeypatch.setattr(os, "replace", lambda *paths: [signal.raise_signal(signal.SIGINT), replace(*paths)])
-    run(script, *flags_of(script, data))
-    assert b"earlier" not in files(data.parent).values() and not list(data.parent.rglob(".*"))
+    names, more = files(data.parent).keys(), ["--excluded-pairs", "Fe-Pd"] if script != SCRIPTS[0] else []
+    for number, status, flags in ((signal.SIGINT, 130, []), (signal.SIGTERM, 143, more)):
+        monkeypatch.setattr(
+            os, "replace", lambda *paths, number=number: [signal.raise_signal(number), replace(*paths)]
+        )
+        run(script, *flags_of(script, data), *flags, status=status)
+        assert b"earlier" not in files(data.parent).values() and not list(data.parent.rglob(".*"))
+    of_run = [path for path in names if path.parts[0] == "out"]
+    assert len(files(data.parent)) == len(names) + len(of_run)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_cannot_get_its_name(earlier, monkeypatch, times):
+    """Those that have theirs give them back; what cannot be put back is named, and where it lies."""
+    (script, data), replace, failed = earlier, os.replace, []
+    before = files(data.parent)
+
+    def fails(one, other):
+        if other.name.endswith((".png", "bcc_train.csv")) or failed:
+            failed.append(other.name)
+            if len(failed) <= times:
+                raise PermissionError(13, "locked", str(one), None, str(other))
+        replace(one, other)
+
+    monkeypatch.setattr(os, "replace", fails)
+    if times == 1:
+        line = refused(script, data)
+        assert f"{failed[0]}: locked" in line and len(failed) > 1
+        return
+    error = run(script, *flags_of(script, data), status=2).err
+    assert "locked; in " in error and f" {failed[1]} are new already" in error
+    (kept,) = (path for path in data.parent.rglob(".*"))
+    assert (
+        kept.name in error and kept.read_bytes() == before[(kept.parent / failed[1]).relative_to(data.parent)]
+    )
+
+
+def test_a_failed_run_leaves_its_name_free(data, monkeypatch):
+    monkeypatch.setattr(report, "plot_parity", lambda *rest: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("main.py", *flags_of("main.py", data))
+    assert not files(data.parent / "out")
+
+
+def test_a_name_is_taken_before_the_files_are_there(tmp_path):
+    with settings.files_of_run(tmp_path, "run", "{}.json", "one") as (_, first):
+        with settings.files_of_run(tmp_path, "run", "{}.json", "other") as (new, second):
+            new("run_2.json").write_text("other")
+        assert (first, second) == ("run", "run_2") and (tmp_path / "run.json").read_text() == "one"
 
 
 def test_killed_between_two_names(data):
@@ -325,23 +372,66 @@ def start(*command, **more):
     command = [sys.executable, *map(str, command)]
     if os.name == "posix":  # tests run in the background ignore Ctrl-C, and what they start would too
         more["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen(
+        command, cwd=ROOT, **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | more
+    )
 
 
 TRAIN = ["main.py", "--epochs", "9999999", "--patience", "9999999", "--data-dir", "IT", "--results-dir", "IT"]
 COUNT = ["-c", "import structure_stat as s; s.PARALLEL_FROM = 1; s.settings.run(s.main)", "--table-dir", "IT"]
 
 
-@pytest.mark.parametrize("command", [TRAIN, COUNT])
-def test_interrupted(data, command):
-    """Workers that did not end with the main process would keep its standard error, and this test, open."""
+def ended(data, command, how):
+    """Status and standard error of a process after how(process), once it is at work; no file is changed.
+
+    Workers that did not end with the main process would keep its standard error, and this test, open.
+    """
     before = files(data.parent)
     process = start(*(data if word == "IT" else word for word in command), start_new_session=True)
     while not re.search(rb"training: .*\| [1-9]\d*/|[1-9]\d*/438", text := process.stderr.read1()):
         assert text
-    os.killpg(process.pid, signal.SIGINT)
+    how(process)
     error = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 130 and "Traceback" not in error and files(data.parent) == before
+    assert files(data.parent) == before
+    return process.returncode, error
+
+
+@pytest.mark.parametrize("command", [TRAIN, COUNT])
+def test_interrupted(data, command):
+    status, error = ended(data, command, lambda process: os.killpg(process.pid, signal.SIGINT))
+    assert status == 130 and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_workers_end_with_the_main_process(data, number, status):
+    assert ended(data, COUNT, lambda process: process.send_signal(number))[0] == status
+
+
+def kill_a_worker(process):
+    """The last process that a process has started, by /proc; joblib's own come first."""
+    children = [
+        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat")
+        if path.read_text().rsplit(")", 1)[1].split()[1] == str(process.pid)
+    ]  # fmt: skip
+    os.kill(max(children), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a process's children are found by /proc")
+def test_a_killed_worker(data):
+    status, error = ended(data, COUNT, kill_a_worker)
+    assert status == 2 and "Traceback" not in error and "a worker process was killed" in error
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_reader_that_leaves(data, both):
+    """As in `python main.py | head -1`: the results are there, and nobody complains."""
+    process = start("main.py", *flags_of("main.py", data), "--predict", "FeNi", stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.readline() if both else process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0 and b"Broken" not in error
+    assert len(files(data.parent / "out")) == 7
 
 
 def test_two_runs_at_once(data):
