@@ -71,13 +71,23 @@ def scores(true, predicted, target_scale=1.0):
     }
 
 
+def parts_of(split):
+    """[(name, rows)] of training and test set; of the split 'all' there is but the first."""
+    return [(name, rows) for name, rows in (("train", split.train), ("test", split.test)) if len(rows)]
+
+
 def split_scores(data, split, predicted, scale):
     """`scores` of training and test set as one row, train_R2 and so on; predicted: (n,)."""
     return {
         f"{part}_{name}": value
-        for part, rows in (("train", split.train), ("test", split.test))
+        for part, rows in parts_of(split)
         for name, value in scores(data.targets[rows], predicted[rows], scale).items()
     }
+
+
+def spread(predicted):
+    """Standard deviation over networks, (n_networks, n) -> (n,); nan of one, which has none."""
+    return predicted.std(0) if len(predicted) > 1 else np.full(predicted.shape[1], np.nan)
 
 
 def report(chosen, data, splits, outcome, how=None):
@@ -101,9 +111,9 @@ def report(chosen, data, splits, outcome, how=None):
             row = run_settings | {"split": split.number, "seed": seed, "epoch": outcome.epochs[len(single)]}
             single.append(row | split_scores(data, split, outcome.predicted[i, j], outcome.scales[i]))
         ensemble.append(split_scores(data, split, outcome.predicted[i].mean(0), outcome.scales[i]))
-        for part, members in (("train", split.train), ("test", split.test)):
+        for part, members in parts_of(split):
             of_members = outcome.predicted[i][:, members]
-            values = {"true": data.targets[members], "mean": of_members.mean(0), "std": of_members.std(0)}
+            values = {"true": data.targets[members], "mean": of_members.mean(0), "std": spread(of_members)}
             values |= {name: value[i, members] for name, value in outcome.columns.items()}
             tables.append(
                 data.table.iloc[members][["structure", "phase"]].assign(
@@ -118,7 +128,7 @@ def report(chosen, data, splits, outcome, how=None):
     print(f"{METHODS[chosen.METHOD]} {chosen.TARGET}, epoch {how or HOW[chosen.SELECT_BY]}")
     for row in single.head(MOST_RUNS).to_dict("records"):
         print(f"split {row['split']}, seed {row['seed']}, epoch {row['epoch']}")
-        for part in ("train", "test"):
+        for part, _ in parts_of(next(split for split in splits if split.number == row["split"])):
             print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
     if len(single) > MOST_RUNS:
         print(f"and {len(single) - MOST_RUNS} more, in the file of metrics")
@@ -127,7 +137,7 @@ def report(chosen, data, splits, outcome, how=None):
     of_run = chosen.RESULTS_DIR, "_".join(words), "{}_settings.json", identity
     with settings.files_of_run(*of_run) as (new, name):
         new(f"{name}_settings.json").write_text(identity, encoding="utf-8")
-        if len(single) > 1:
+        if len(single) > 1 and "test_R2" in single:
             summary = summarise(chosen, single, ensemble, predictions)
             summary = pd.DataFrame([run_settings]).merge(summary, how="cross")
             settings.write_csv(summary, new(f"{name}_summary.csv"))
@@ -180,6 +190,8 @@ def plot_parity(chosen, data, predictions, path):
     axes = (figure := Figure(figsize=(5, 5), layout="constrained")).subplots()
     for part, name, colour in (("train", "training", "tab:gray"), ("test", "test", "tab:red")):
         points = predictions[predictions.set == part]
+        if points.empty:
+            continue
         found = scores(points.true, points["mean"])
         label = f"{name} ({len(points)}): R² {found['R2']:.3f}, RMSE {found['RMSE']:.4f}"
         axes.scatter(points.true, points["mean"], s=12, c=colour, alpha=0.6, label=label)
