@@ -47,14 +47,24 @@ def of_networks(trained, data):
 
 
 def load(chosen, high_only=False):
-    """Data and splits that the settings ask for."""
+    """Data and splits that the settings ask for. InputError where a split leaves nothing to learn from."""
     data = common.load_data(
         chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS
     )
-    return data, [
+    splits = [
         common.split_rows(data.table, chosen.ALLOYS, chosen.PERCENT, number, high_only)
         for number in chosen.SPLITS
     ]
+    for number, train, _ in splits:
+        for phase in common.phases_of(data.table):
+            if not (data.table.phase.to_numpy()[train] == phase).any():
+                raise InputError(
+                    f"split {number}: PERCENT {chosen.PERCENT:g} leaves no {phase} training alloys"
+                )
+        if np.ptp(data.targets[train]) == 0:
+            value = f"{data.targets[train][0]:g} in all {len(train)} training alloys"
+            raise InputError(f"split {number}: {chosen.TARGET} is {value}, so that there is nothing to learn")
+    return data, splits
 
 
 def scores(true, predicted, target_scale=1.0):
