@@ -8,6 +8,7 @@ import importlib
 import io
 import pickle
 import warnings
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -206,6 +207,9 @@ def plot_parity(chosen, data, predictions, path):
 def save_checkpoint(chosen, data, splits, outcome, path):
     """What predictions need, and what the run was; `load_checkpoint` reads it without running code."""
     rows = np.unique(np.concatenate([split.train for split in splits]))
+    held = data.inputs[rows][:, : len(data.system.elements)] > 0  # which elements, in each training alloy
+    pairs = combinations(range(held.shape[1]), 2)
+    unseen = [(i, j) for i, j in pairs if not (held[:, i] & held[:, j]).any()]
     buffer = io.BytesIO()  # a full disk is an error of the writing, not one of torch's
     torch.save(
         {
@@ -215,7 +219,9 @@ def save_checkpoint(chosen, data, splits, outcome, path):
             "method": chosen.METHOD,
             "elements": list(data.system.elements),
             "excluded": [sorted(pair) for pair in data.system.excluded],
+            "properties": common.element_properties(data.system.elements).tolist(),
             # what it was trained on, to tell which alloys lie outside
+            "unseen": [[data.system.elements[i] for i in pair] for pair in unseen],
             "least": torch.tensor(data.inputs[rows].min(0)),
             "greatest": torch.tensor(data.inputs[rows].max(0)),
             "n_components": sorted(set(data.table.n_components.to_numpy()[rows].tolist())),
@@ -226,7 +232,7 @@ def save_checkpoint(chosen, data, splits, outcome, path):
 
 
 def load_checkpoint(path):
-    """A checkpoint: (predict_alloys, what `save_checkpoint` saved). Raises InputError if it is none.
+    """A checkpoint: (predict_alloys, what `save_checkpoint` saved, `phases`). InputError if it is none.
 
     predict_alloys: function (mole fractions (n, n_elements), phases (n,)) -> predictions of all networks
     (n_networks, n) in the target's unit, and what else the method says, {name: (n,)}. No code
@@ -236,13 +242,14 @@ def load_checkpoint(path):
         with warnings.catch_warnings():  # on files that are none: what to do is said in one line below
             warnings.simplefilter("ignore")
             saved = torch.load(path, map_location="cpu", weights_only=True)
-        system = System(tuple(saved["elements"]), tuple(map(frozenset, saved["excluded"])))
+        saved = checked(saved)
+        system = System(saved["elements"], tuple(map(frozenset, saved["excluded"])))
         if saved["module"] not in ("common", "main_committee"):
             raise ValueError("no module of this project")
         predict_alloys = importlib.import_module(saved["module"]).predictor(saved["state"], system)
-        predict_alloys(np.full((1, len(system.elements)), 1 / len(system.elements)), PHASES[:1])
-        METHODS[saved["method"]], TARGETS[saved["target"]], saved["least"], saved["greatest"]
-        saved["n_components"]
+        equal = np.full((len(saved["phases"]), len(system.elements)), 1 / len(system.elements))
+        if not np.isfinite(predict_alloys(equal, saved["phases"])[0]).all():
+            raise ValueError("predicts no numbers")
     except OSError as error:
         raise InputError(
             f"{path}: expected a checkpoint of an earlier run ({error.strerror or error})"
@@ -250,8 +257,31 @@ def load_checkpoint(path):
     except (
         pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
     ):  # fmt: skip
-        raise InputError(f"{path}: expected a checkpoint that one of the main scripts wrote") from None
+        raise InputError(
+            f"{path}: expected a checkpoint that one of the main scripts wrote, with the properties of its "
+            "elements as they are now"
+        ) from None
     return predict_alloys, saved
+
+
+def checked(saved):
+    """What a checkpoint says, with the phases it was trained on. Raises an error where no run says so."""
+    METHODS[saved["method"]], TARGETS[saved["target"]]
+    elements = settings.element_list(" ".join(saved["elements"]))
+    unseen = saved.get("unseen", saved["excluded"])  # earlier runs wrote only the latter
+    pairs = settings.pair_list(" ".join("-".join(pair) for pair in [*saved["excluded"], *unseen]))
+    bounds = [saved[name].numpy() for name in ("least", "greatest")]
+    phases = [phase for phase, share in zip(PHASES, bounds[1][-len(PHASES) :]) if share == 1]
+    # Those of elements outside ELEMENT_TABLE may have been others when it was trained.
+    properties = saved.get("properties") or [common.ELEMENT_TABLE[element] for element in elements]
+    if not (
+        list(elements) == saved["elements"] and {element for pair in pairs for element in pair} <= {*elements}
+        and all(bound.shape == (len(elements) + 6,) and np.isfinite(bound).all() for bound in bounds)
+        and phases and all(type(number) is int for number in saved["n_components"])
+        and np.array_equal(properties, common.element_properties(elements))
+    ):  # fmt: skip
+        raise ValueError("no run says so")
+    return saved | {"elements": elements, "unseen": unseen, "phases": phases}
 
 
 def alloys_to_predict(text):
@@ -304,6 +334,7 @@ def predict_for(chosen, checkpoint):
     for amount, remark in zip(amounts, remarks):
         if len(amount) not in saved["n_components"]:
             remark.append(f"alloys of {len(amount)} not seen")
+        remark += [f"{' with '.join(pair)} not seen" for pair in saved["unseen"] if {*pair} <= amount.keys()]
     known = np.flatnonzero([not strange for strange in foreign])
     if len(known):
         fractions = common.mole_fractions(frame.formula[known], elements)

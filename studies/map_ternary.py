@@ -132,6 +132,10 @@ def main():
         SHARE=settings.number(float, 0, 0.99),
     )
     predict, saved = report.load_checkpoint(chosen.CHECKPOINT)
+    if len(saved["phases"]) < 2:
+        raise settings.InputError(
+            f"{chosen.CHECKPOINT}: expected one of fcc and bcc; it has seen {saved['phases'][0]} alone"
+        )
     settings.output_folder(chosen.RESULTS_DIR)
     shares, fractions = section(chosen.CORNERS, chosen.REST, chosen.SHARE, saved["elements"])
     predicted = {}

@@ -1,12 +1,17 @@
 """Predictions for new alloys from a checkpoint."""
 
 import pickle
+import re
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, run
+import torch
+from conftest import TINY, files, run
 
+import common
 import report
 import settings
 
@@ -61,6 +66,59 @@ def test_formulas_stand_for_both_phases_and_strange_ones_are_marked(trained, tmp
     assert found["mean"][0] == found["mean"][2] and found["outside"][0] == ""  # multiples are the same alloy
     assert "Al" in found["outside"][4] and found["mean"][4] == ""
     assert "alloys of 1" in found["outside"][6] and "c(Fe)" in found["outside"][6]
+
+
+def test_pairs_that_no_training_alloy_holds_are_marked(trained, tmp_path):
+    """Of checkpoints of before, which do not say them, the excluded ones."""
+    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
+    assert saved["unseen"] == []  # all pairs of the five elements are in the small data
+    for name, pairs in (("unseen", {"unseen": [["Ni", "Fe"]]}), ("excluded", {"excluded": [["Fe", "Ni"]]})):
+        changed = {key: value for key, value in saved.items() if key != "unseen"} | pairs
+        torch.save(changed, tmp_path / f"{RUN}.pt")
+        predict(tmp_path, tmp_path / name, "FeNiCoCr", "FeCo")
+        found = read(tmp_path / name)
+        assert all(re.search("(Fe with Ni|Ni with Fe) not seen", text) for text in found["outside"][:2])
+        assert not any("with" in text for text in found["outside"][2:]) and (found["mean"] != "").all()
+
+
+def test_the_pairs_of_the_training_alloys(small_data, tmp_path):
+    data = common.load_data(small_data, small_data, "Ef")
+    together = data.table.formula.str.contains("Co") & data.table.formula.str.contains("Mn")
+    split = SimpleNamespace(train=np.flatnonzero(~together))
+    chosen, outcome = SimpleNamespace(TARGET="Ef", METHOD="tl"), SimpleNamespace(state={}, module="common")
+    report.save_checkpoint(chosen, data, [split], outcome, tmp_path / "saved.pt")
+    assert torch.load(tmp_path / "saved.pt", weights_only=True)["unseen"] == [["Co", "Mn"]]
+
+
+SAID = {
+    "method": "../escaped", "target": "E", "elements": ["Fe", "Ni", "Co", "Cr", "Xx"], "excluded": [["Fe"]],
+    "unseen": [["Fe", "Al"]], "least": "low", "greatest": torch.zeros(11), "n_components": 5, "state": {},
+    "properties": [[1.8, 1.3, 8]] * 5, "module": "os",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_a_checkpoint_says_is_checked(trained, tmp_path, name):
+    """Nothing is written, and no traceback."""
+    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
+    torch.save(saved | {name: SAID[name]}, tmp_path / "changed.pt")
+    for script in ("main.py", "studies/map_ternary.py"):
+        flags = ["--checkpoint", tmp_path / "changed.pt", "--results-dir", tmp_path / "in" / "out"]
+        error = run(script, *flags, *(["--predict", "FeNi"] if script == "main.py" else []), status=2).err
+        assert len(error.splitlines()) == 1 and "changed.pt: expected a checkpoint" in error
+    assert [path.name for path in files(tmp_path)] == ["changed.pt"]
+
+
+def test_a_checkpoint_of_one_phase_is_no_map(small_data, tmp_path):
+    data = shutil.copytree(small_data, tmp_path / "data")
+    frame = pd.read_csv(data / "Database.csv", index_col=0)
+    frame[frame.phase == "bcc"].to_csv(data / "Database.csv")
+    flags = ["--data-dir", data, "--results-dir", tmp_path / "out"]
+    run("main_committee.py", *flags, "--networks", "2", "--source-epochs", "1", "--predict", "FeNi")
+    name = "committee_Ef_4+5_100_fixed"
+    checkpoint = ["--checkpoint", tmp_path / "out" / f"{name}.pt", "--results-dir", tmp_path / "map"]
+    error = run("studies/map_ternary.py", *checkpoint, status=2).err
+    assert len(error.splitlines()) == 1 and "seen bcc alone" in error and not (tmp_path / "map").exists()
 
 
 def test_many_alloys(trained, tmp_path, monkeypatch):
