@@ -42,6 +42,9 @@ TARGETS = {
     "Ef": Target("Eform (eV/atom)", "eV/atom", "formation energy", 0.005, 1e-4, 1e-3),
     "Ms": Target("Ms (mub/atom)", "μB/atom", "magnetisation", 0.001, 1e-2, 1e-1),
 }
+METHODS = {
+    "scratch": "Scratch", "scratch_prime": "Scratch′", "da": "DA", "tl": "TL", "committee": "Committee",
+}  # fmt: skip
 PHASES = ("fcc", "bcc")  # lattices that alloys are named after; also the order of their one-hot columns
 # What a network is told of the phase: the lattice in the name, as published, or what the cell became.
 INPUT_PHASES = {"named": PHASES, "found": (*PHASES, "hcp")}
@@ -204,7 +207,7 @@ def read_table(path, columns):
     try:
         frame = pd.read_csv(path)
     except OSError as error:
-        raise InputError(f"{path}: expected a CSV file ({error.strerror})") from None
+        raise InputError(f"{path}: expected a CSV file ({error.strerror or error})") from None
     except ValueError as error:  # pandas' parser errors and wrong encodings are ValueErrors
         raise InputError(f"{path}: not a readable CSV file ({error})") from None
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first field for a name, then
@@ -890,11 +893,11 @@ def restored(state):
 def predictor(state, system, phases):
     """Function (mole fractions (n, n_elements), names of phases (n,)) -> ((n_networks, n), {}).
 
-    state: from `state_of`. phases: one of INPUT_PHASES.
+    state: from `state_of`. phases: one of INPUT_PHASES. The function takes clusters too, and reads none.
     """
     trained = restored(state)
 
-    def predict_alloys(fractions, names):
+    def predict_alloys(fractions, names, clusters=None):
         inputs = network_inputs(fractions, one_hot(names, phases), system.elements)
         return predict(trained, inputs).reshape(-1, len(inputs)), {}
 

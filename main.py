@@ -16,6 +16,7 @@ has in a phase that one asks for, hcp included.
 from functools import partial
 
 import common
+import prediction
 import report
 import settings
 
@@ -38,7 +39,7 @@ PATIENCE = 100  # epochs without a better one before training stops
 BATCH_SIZE = 16  # alloys
 LEARNING_RATE = None  # of Adam; None: 0.005 (Ef), 0.001 (Ms)
 DEVICE = "auto"  # auto (CUDA, else MPS, else CPU), cpu, cuda or mps
-PREDICT = None  # formulas, as FeNiCoCr Fe40Mn40Co20, or a CSV file; None: only train and report
+PREDICT = None  # alloys: formulas, POSCARs, folders of them, or a CSV file; None: only train and report
 CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
@@ -62,7 +63,7 @@ def main():
     chosen = settings.read(
         globals(), TARGET=settings.one_of(*common.TARGETS), METHOD=settings.one_of("scratch", "scratch_prime")
     )
-    if report.predicts_only(chosen):
+    if prediction.predicts_only(chosen):
         return
     data, splits = report.load(chosen, high_only=chosen.METHOD == "scratch_prime")
 

@@ -27,6 +27,7 @@ import torch
 
 import common
 import generate
+import prediction
 import report
 import settings
 
@@ -47,7 +48,7 @@ SOURCE_LEARNING_RATE = 0.001  # of Adam, there
 EPOCHS = 20  # of the networks on the training rows
 LEARNING_RATE = 0.0003  # of Adam, there
 BATCH_SIZE = 16  # alloys
-PREDICT = None  # formulas, as FeNiCoCr Fe40Mn40Co20, or a CSV file; None: only train and report
+PREDICT = None  # alloys: formulas, POSCARs, folders of them, or a CSV file; None: only train and report
 CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ def predictor(state, system, phases):
         expansion = {phase: (c.numpy(), intercept) for phase, (c, intercept) in one["expansion"].items()}
         members.append((Teachers(process, scalers, expansion), trained))
 
-    def predict_alloys(fractions, names):
+    def predict_alloys(fractions, names, clusters=None):
         found = [
             predict(*one, state["n_networks"], system, fractions, names, state["clusters"]) for one in members
         ]
@@ -219,7 +220,7 @@ def main():
         globals(), TARGET=settings.one_of(*common.TARGETS), NETWORKS=settings.number(int, 2)
     )
     chosen.METHOD, chosen.PHASE_INPUT = METHOD, "named"
-    if report.predicts_only(chosen):
+    if prediction.predicts_only(chosen):
         return
     data, splits = report.load(chosen, cells="lattice")
     outcome = fit(

@@ -20,6 +20,7 @@ import torch
 
 import common
 import generate
+import prediction
 import report
 import settings
 
@@ -47,7 +48,7 @@ PATIENCE = 100  # epochs without a better one before training stops
 BATCH_SIZE = 16  # alloys
 LEARNING_RATE = None  # None: 0.05 of SGD (tl), 0.001 of Adam (da)
 DEVICE = "auto"  # auto (CUDA, else MPS, else CPU), cpu, cuda or mps
-PREDICT = None  # formulas, as FeNiCoCr Fe40Mn40Co20, or a CSV file; None: only train and report
+PREDICT = None  # alloys: formulas, POSCARs, folders of them, or a CSV file; None: only train and report
 CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
@@ -110,7 +111,7 @@ def main():
     chosen = settings.read(
         globals(), TARGET=settings.one_of(*common.TARGETS), METHOD=settings.one_of("tl", "da")
     )
-    if report.predicts_only(chosen):
+    if prediction.predicts_only(chosen):
         return
     data, splits = report.load(chosen, cells=cells_for(chosen.SELECT_BY))
     samples = generate.make_samples(chosen.DATA_DIR, data, chosen.ALLOYS, chosen.CLUSTERS)

@@ -1,30 +1,21 @@
-"""What a run that trains leaves behind, and predictions from it.
+"""What a run that trains leaves behind.
 
-Nothing to run here. Data and splits of a run read, figures printed, tables, plot and checkpoint written;
-a checkpoint read again and applied to alloys of one's own (PREDICT, CHECKPOINT).
+Nothing to run here. Data and splits of a run read, figures printed, tables, plot and checkpoint written.
 """
 
-import importlib
-import io
-import pickle
-import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 import common
 import settings
-from common import INPUT_PHASES, PHASES, TARGETS, System
-from settings import InputError, listed
+from common import METHODS, TARGETS
+from prediction import predict_for, save_checkpoint, spread
+from settings import InputError
 
-METHODS = {
-    "scratch": "Scratch", "scratch_prime": "Scratch′", "da": "DA", "tl": "TL", "committee": "Committee",
-}  # fmt: skip
 HOW = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
-MOST_RUNS, MOST_LINES = 16, 40  # printed one by one; all are in the files
+MOST_RUNS = 16  # printed one by one; all are in the files
 
 
 class Outcome(NamedTuple):
@@ -47,15 +38,28 @@ def of_networks(trained, data):
 
 
 def load(chosen, high_only=False, cells="given"):
-    """Data and splits that the settings ask for; cells: what its clusters are counted on."""
+    """Data and splits that the settings ask for. InputError where a split leaves nothing to learn from.
+
+    cells: what the data's clusters are counted on.
+    """
     data = common.load_data(
         chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS,
         cells, chosen.PHASE_INPUT,
     )  # fmt: skip
-    return data, [
+    splits = [
         common.split_rows(data.table, chosen.ALLOYS, chosen.PERCENT, number, high_only)
         for number in chosen.SPLITS
     ]
+    for number, train, _ in splits:
+        for phase in common.phases_of(data.table):
+            if not (data.table.phase.to_numpy()[train] == phase).any():
+                raise InputError(
+                    f"split {number}: PERCENT {chosen.PERCENT:g} leaves no {phase} training alloys"
+                )
+        if np.ptp(data.targets[train]) == 0:
+            value = f"{data.targets[train][0]:g} in all {len(train)} training alloys"
+            raise InputError(f"split {number}: {chosen.TARGET} is {value}, so that there is nothing to learn")
+    return data, splits
 
 
 def scores(true, predicted, target_scale=1.0):
@@ -83,11 +87,6 @@ def split_scores(data, split, predicted, scale):
         for part, rows in parts_of(split)
         for name, value in scores(data.targets[rows], predicted[rows], scale).items()
     }
-
-
-def spread(predicted):
-    """Standard deviation over networks, (n_networks, n) -> (n,); nan of one, which has none."""
-    return predicted.std(0) if len(predicted) > 1 else np.full(predicted.shape[1], np.nan)
 
 
 def report(chosen, data, splits, outcome, how=None):
@@ -204,137 +203,3 @@ def plot_parity(chosen, data, predictions, path):
     axes.set_aspect("equal", "datalim")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150, format="png")
-
-
-# ==== checkpoints and predictions =================================================================
-
-
-def save_checkpoint(chosen, data, splits, outcome, path):
-    """What predictions need, and what the run was; `load_checkpoint` reads it without running code."""
-    rows = np.unique(np.concatenate([split.train for split in splits]))
-    buffer = io.BytesIO()  # a full disk is an error of the writing, not one of torch's
-    torch.save(
-        {
-            "state": outcome.state,
-            "module": outcome.module,
-            "target": chosen.TARGET,
-            "method": chosen.METHOD,
-            "elements": list(data.system.elements),
-            "excluded": [sorted(pair) for pair in data.system.excluded],
-            "phases": list(data.phases),
-            # what it was trained on, to tell which alloys lie outside
-            "least": torch.tensor(data.inputs[rows].min(0)),
-            "greatest": torch.tensor(data.inputs[rows].max(0)),
-            "n_components": sorted(set(data.table.n_components.to_numpy()[rows].tolist())),
-        },
-        buffer,
-    )
-    path.write_bytes(buffer.getvalue())
-
-
-def load_checkpoint(path):
-    """A checkpoint: (predict_alloys, what `save_checkpoint` saved). Raises InputError if it is none.
-
-    predict_alloys: function (mole fractions (n, n_elements), phases (n,)) -> predictions of all networks
-    (n_networks, n) in the target's unit, and what else the method says, {name: (n,)}. No code
-    from the file is run (weights_only).
-    """
-    try:
-        with warnings.catch_warnings():  # on files that are none: what to do is said in one line below
-            warnings.simplefilter("ignore")
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        system = System(tuple(saved["elements"]), tuple(map(frozenset, saved["excluded"])))
-        if saved["module"] not in ("common", "main_committee"):
-            raise ValueError("no module of this project")
-        saved["phases"] = tuple(saved["phases"])
-        if saved["phases"] not in INPUT_PHASES.values():
-            raise ValueError("no phases of this project")
-        module = importlib.import_module(saved["module"])
-        predict_alloys = module.predictor(saved["state"], system, saved["phases"])
-        predict_alloys(np.full((1, len(system.elements)), 1 / len(system.elements)), PHASES[:1])
-        METHODS[saved["method"]], TARGETS[saved["target"]], saved["least"], saved["greatest"]
-        saved["n_components"]
-    except OSError as error:
-        raise InputError(
-            f"{path}: expected a checkpoint of an earlier run ({error.strerror or error})"
-        ) from None
-    except (
-        pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
-    ):  # fmt: skip
-        raise InputError(f"{path}: expected a checkpoint that one of the main scripts wrote") from None
-    return predict_alloys, saved
-
-
-def alloys_to_predict(text, phases):
-    """PREDICT -> frame of formula and phase; formulas stand for all phases.
-
-    text: formulas, or the path of a CSV file with a column structure (as FeNi3_sqsfcc), or formula
-    and perhaps phase. phases: those that can be asked for.
-    """
-    if not text.endswith(".csv"):
-        frame = pd.DataFrame({"formula": text.replace(",", " ").split()})
-    else:
-        frame = common.read_table(Path(text), [])
-        if "structure" in frame:
-            parts = frame.structure.astype(str).str.extract(rf"^([^_]+)_.*?({'|'.join(phases)})$")
-            frame = parts.set_axis(["formula", "phase"], axis=1)
-        elif "formula" not in frame:
-            raise InputError(f"{text}: expected a column 'structure' or 'formula'")
-        if "phase" in frame and not frame.phase.isin(phases).all():
-            raise InputError(f"{text}: expected {' or '.join(phases)} as phase in each row")
-        frame = frame[[column for column in ("formula", "phase") if column in frame]].astype(str)
-    bad = [formula for formula in frame.formula if not common.is_formula(formula)]
-    if bad or frame.empty:
-        raise InputError(f"PREDICT: expected formulas, such as FeNiCoCr; got {listed(bad) or 'none'}")
-    if "phase" not in frame:
-        frame = frame.merge(pd.DataFrame({"phase": phases}), how="cross")
-    return frame.reset_index(drop=True)
-
-
-def predicts_only(chosen):
-    """Look at PREDICT, CHECKPOINT and RESULTS_DIR before the work; predict if no training is asked for."""
-    settings.output_folder(chosen.RESULTS_DIR)
-    if chosen.PREDICT:
-        alloys_to_predict(chosen.PREDICT, INPUT_PHASES["found" if chosen.CHECKPOINT else chosen.PHASE_INPUT])
-    if chosen.CHECKPOINT and not chosen.PREDICT:
-        raise InputError("CHECKPOINT: expected with PREDICT, which says for which alloys")
-    if chosen.CHECKPOINT:
-        predict_for(chosen, chosen.CHECKPOINT)
-    return bool(chosen.CHECKPOINT)
-
-
-def predict_for(chosen, checkpoint):
-    """Write and print the predictions of a checkpoint for the alloys of PREDICT."""
-    from pymatgen.core import Composition
-
-    predict_alloys, saved = load_checkpoint(checkpoint)
-    frame, elements = alloys_to_predict(chosen.PREDICT, saved["phases"]), saved["elements"]
-    amounts = [Composition(formula).get_el_amt_dict() for formula in frame.formula]
-    foreign = [[element for element in amount if element not in elements] for amount in amounts]
-    remarks = [[f"element {element} not seen" for element in strange] for strange in foreign]
-    for amount, remark in zip(amounts, remarks):
-        if len(amount) not in saved["n_components"]:
-            remark.append(f"alloys of {len(amount)} not seen")
-    known = np.flatnonzero([not strange for strange in foreign])
-    if len(known):
-        fractions = common.mole_fractions(frame.formula[known], elements)
-        phases = frame.phase[known].tolist()
-        predicted, columns = predict_alloys(fractions, phases)
-        columns = {"mean": predicted.mean(0), "std": predicted.std(0)} | columns
-        frame = frame.join(pd.DataFrame(columns, index=known))
-        inputs = common.network_inputs(fractions, common.one_hot(phases, saved["phases"]), elements)
-        outside = (inputs < saved["least"].numpy() - 1e-9) | (inputs > saved["greatest"].numpy() + 1e-9)
-        names = [*(f"c({e})" for e in elements), "S", "delta_r", "delta_chi", "valence", *saved["phases"]]
-        for i, beyond in zip(known, outside):
-            if beyond.any():
-                named = ", ".join(name for name, is_out in zip(names, beyond) if is_out)
-                remarks[i].append(f"outside the training range: {named}")
-    unit = TARGETS[saved["target"]].unit
-    frame = frame.assign(unit=unit, outside=["; ".join(remark) for remark in remarks])
-    of_run = chosen.RESULTS_DIR, f"{Path(checkpoint).stem}_predicted", "{}.csv", settings.csv_text(frame)
-    with settings.files_of_run(*of_run) as (new, name):
-        settings.write_csv(frame, new(f"{name}.csv"))
-    print(frame.head(MOST_LINES).to_string(index=False, float_format=lambda x: f"{x:.4f}"))
-    if len(frame) > MOST_LINES:
-        print(f"and {len(frame) - MOST_LINES} more, in the file")
-    print(f"mean and std over all splits and seeds of the run; written: {chosen.RESULTS_DIR / name}.csv")

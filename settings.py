@@ -214,7 +214,8 @@ def read(script, **own_options):
         parser.add_argument(flags[name], nargs=nargs, metavar="VALUE", help=help_text)
     given = vars(parser.parse_args())
 
-    settings, in_force = SimpleNamespace(), []
+    as_flags = {name for name in defaults if given[name.lower()] is not None}
+    settings, in_force = SimpleNamespace(given=as_flags), []
     for name, default in defaults.items():
         words = given[name.lower()]
         text = as_text(default) if words is None else " ".join(words) if words else "True"
@@ -401,7 +402,7 @@ def identity(settings, data):
 
     Not where the data and the results lie, and which alloys are predicted afterwards.
     """
-    places = ("DATA_DIR", "TABLE_DIR", "RESULTS_DIR", "PREDICT", "CHECKPOINT")
+    places = ("DATA_DIR", "TABLE_DIR", "RESULTS_DIR", "PREDICT", "CHECKPOINT", "given")
     used = {name: value for name, value in vars(settings).items() if name not in places}
     return json.dumps({"settings": used, "sha256": data}, indent=1, default=str) + "\n"
 

@@ -65,7 +65,7 @@ SCHEDULER = None  # address of the Dask scheduler or Ray cluster; None: one on t
 # --------------------------------------------------------------------------------------------------
 
 CHUNK = 5  # splits per piece of work: the networks of all train side by side
-LABELS = report.METHODS | {
+LABELS = common.METHODS | {
     "tl_tuned": "TL, the CE's penalty tuned", "ce": "CE alone", "ce_fixed": "CE alone, published penalty",
     "gp": "Gaussian process", "svr": "support vectors", "rf": "random forest",
     "gb": "gradient boosting",

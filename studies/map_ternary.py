@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
-import report
+import prediction
 import settings
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -131,7 +131,11 @@ def main():
         REST=settings.optional(formula),
         SHARE=settings.number(float, 0, 0.99),
     )
-    predict, saved = report.load_checkpoint(chosen.CHECKPOINT)
+    predict, saved = prediction.load_checkpoint(chosen.CHECKPOINT)
+    if len(saved["phases"]) < 2:
+        raise settings.InputError(
+            f"{chosen.CHECKPOINT}: expected one of fcc and bcc; it has seen {saved['phases'][0]} alone"
+        )
     settings.output_folder(chosen.RESULTS_DIR)
     shares, fractions = section(chosen.CORNERS, chosen.REST, chosen.SHARE, saved["elements"])
     predicted = {}
@@ -143,7 +147,7 @@ def main():
     target = common.TARGETS[saved["target"]]
     rest = f", all with {chosen.SHARE:.0%} {chosen.REST}" if chosen.REST else ""
     title = (
-        f"{' – '.join(chosen.CORNERS)}{rest}: {report.METHODS[saved['method']]}, "
+        f"{' – '.join(chosen.CORNERS)}{rest}: {common.METHODS[saved['method']]}, "
         f"mean of {len(predicted['fcc'])} networks"
     )
     name = f"map_{Path(chosen.CHECKPOINT).stem}_{'_'.join(chosen.CORNERS)}"

@@ -77,6 +77,24 @@ def test_values(data, case):
     assert expected in refused(script, data, *words)
 
 
+@pytest.mark.parametrize("script", ["main.py", "main_transfer.py", "main_committee.py"])
+def test_nothing_to_learn_from(data, script):
+    """A constant target; a phase whose alloys are all of many elements, of which none are kept."""
+    out = ["--data-dir", data, "--results-dir", data.parent / "out"]
+    frame = pd.read_csv(data / "Database.csv", index_col=0)
+    n_elements = frame.structures.str.split("_").str[0].str.count("[A-Z]")
+    many = frame[(frame.phase == "bcc") & (n_elements >= 4) | (frame.phase == "fcc")]
+    for changed, flags, expected in (
+        (frame.assign(**{MOMENT: 0.0}), ["--target", "Ms"], "Ms is 0 in all "),
+        (many, ["--percent", "0"], "PERCENT 0 leaves no bcc training alloys"),
+    ):
+        changed.to_csv(data / "Database.csv")
+        run("structure_stat.py", "--data-dir", data)
+        error = run(script, *out, *flags, status=2).err.replace("\r", "\n")
+        assert expected in error and "training:" not in error and len(error.splitlines()) == 1
+        assert not files(data.parent / "out")
+
+
 @pytest.mark.parametrize("line", ['TARGET = "E"', "SEEDS = []", "SEEDS = 0.5", "REFIT = 1", "EPOCHS = None"])
 def test_constants_are_checked_as_flags_are(data, tmp_path, line):
     assert f"constant {line.split()[0]}: expected " in refused(edited(tmp_path, line), data)

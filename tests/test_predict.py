@@ -1,13 +1,19 @@
 """Predictions for new alloys from a checkpoint."""
 
 import pickle
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, run
+import torch
+from conftest import TINY, files, ideal, run
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.vasp.inputs import Poscar
 
-import report
+import common
+import prediction
 import settings
 
 RUN = "scratch_Ef_4+5_100_reference"
@@ -63,6 +69,146 @@ def test_formulas_stand_for_both_phases_and_strange_ones_are_marked(trained, tmp
     assert "alloys of 1" in found["outside"][6] and "c(Fe)" in found["outside"][6]
 
 
+def test_pairs_that_no_training_alloy_holds_are_marked(trained, tmp_path):
+    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
+    assert saved["unseen"] == []  # all pairs of the five elements are in the small data
+    torch.save(saved | {"unseen": [["Ni", "Fe"]]}, tmp_path / f"{RUN}.pt")
+    predict(tmp_path, tmp_path / "out", "FeNiCoCr", "FeCo")
+    found = read(tmp_path / "out")
+    assert all("Ni with Fe not seen" in text for text in found["outside"][:2])
+    assert not any("with" in text for text in found["outside"][2:]) and (found["mean"] != "").all()
+
+
+def test_the_pairs_and_phases_of_the_training_alloys(small_data, tmp_path):
+    data = common.load_data(small_data, small_data, "Ef")
+    left = data.table.formula.str.contains("Co") & data.table.formula.str.contains("Mn")
+    split = SimpleNamespace(train=np.flatnonzero(~left & (data.table.phase == "bcc")))
+    chosen = SimpleNamespace(TARGET="Ef", METHOD="tl", PHASE_INPUT="named")
+    outcome = SimpleNamespace(state={}, module="common")
+    prediction.save_checkpoint(chosen, data, [split], outcome, tmp_path / "saved.pt")
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+    assert ["Co", "Mn"] in saved["unseen"] and saved["phases"] == ["bcc"]
+
+
+def test_a_phase_that_was_not_trained_on(trained, tmp_path):
+    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
+    torch.save(saved | {"phases": ["bcc"]}, tmp_path / f"{RUN}.pt")
+    predict(tmp_path, tmp_path / "out", "FeNi")
+    found = read(tmp_path / "out")
+    assert found["mean"][0] == "" != found["mean"][1] and "fcc not seen" in found["outside"][0]
+
+
+def test_settings_that_are_not_the_checkpoints(trained, tmp_path):
+    """Said as flags they are an error; the script's own constants are not asked."""
+    flags = ["--checkpoint", trained / f"{RUN}.pt", "--predict", "FeNi", "--results-dir", tmp_path]
+    for more, expected in ((["--target", "Ms"], "Ef"), (["--method", "scratch_prime"], "expected scratch")):
+        error = run("main.py", *flags, *more, status=2).err
+        assert expected in error and len(error.splitlines()) == 1
+    run("main_transfer.py", *flags)
+
+
+def test_one_network_states_no_spread(small_data, tmp_path):
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY]
+    printed = run("main.py", *flags, "--predict", "FeNi").out
+    assert (read(tmp_path)["std"] == "").all() and "0.0000" not in printed.split("written")[1]
+    assert pd.read_csv(tmp_path / f"{RUN}_predictions.csv")["std"].isna().all()
+
+
+CSV = {  # one alloy, FeNi3 in fcc, in all the ways it can be said
+    "composition": "Composition,PHASE,note\nFe0.25 Ni0.75,FCC,mine\n",
+    "elements": "note;Fe;Ni;Co;Phase\nmine;0,25;0,75;;Fcc\n",
+    "amounts": "Fe,Ni,phase,note\n25,75,fcc,mine\n\n",
+    "database": ",structures,Eform (eV/atom),note\n0,FeNi3_sqsfcc,0.1,mine\n",
+    "mark": "\ufeffformula,phase,note\r\nFeNi3,fcc,mine\r\n",
+}
+
+
+@pytest.mark.parametrize("case", CSV)
+def test_csv_files(trained, tmp_path, case):
+    """Names of columns and phases in any case, semicolons, a byte-order mark; other columns are carried."""
+    (tmp_path / "alloys.CSV").write_text(CSV[case], encoding="utf-8", newline="")
+    predict(trained, tmp_path, tmp_path / "alloys.CSV")
+    predict(trained, tmp_path / "plain", "FeNi3")
+    found, plain = read(tmp_path), read(tmp_path / "plain")
+    assert (
+        len(found) == 1
+        and found.note[0] == "mine"
+        and found["mean"][0] == pytest.approx(plain["mean"][0], abs=1e-6)
+    )
+    if case == "database":
+        assert found.structures[0] == "FeNi3_sqsfcc" and "Eform (eV/atom)" in found
+
+
+def test_the_database_itself(small_data, trained, tmp_path):
+    """Each of its rows, in its order, with its arrangement; two arrangements of one alloy are two rows."""
+    printed = predict(trained, tmp_path, small_data / "Database.csv").out
+    found, database = read(tmp_path), pd.read_csv(small_data / "Database.csv")
+    assert found.structures.tolist() == database.structures.tolist()
+    order = pd.read_csv(small_data / "order_lattice.csv").set_index("structure").loc[database.structures]
+    shared = [column for column in order if column.startswith("alpha") and column in found]
+    numbers = found[shared].replace("", np.nan).astype(float)
+    assert len(shared) == 30  # 15 pairs of five elements, two shells
+    np.testing.assert_allclose(numbers, order[shared], atol=1e-7)  # these from nine decimals
+    assert "sees no arrangement" in printed
+
+
+def test_structures(trained, tmp_path):
+    """A folder of POSCARs, the lattice by name or by its atoms; a vacancy, a broken one, simple cubic."""
+    (folder := tmp_path / "cells").mkdir()
+    b2 = ideal("bcc", ["Fe", "Ni"], 3, a=2.9)
+    for name, cell in {"l12.vasp": ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2), "B2": b2}.items():
+        (folder / name).write_text(Poscar(cell).get_str())
+    predict(trained, tmp_path, folder)
+    found = read(tmp_path)
+    assert found.structure.tolist() == ["B2", "l12.vasp"] and found.phase.tolist() == ["bcc", "fcc"]
+    assert found["alpha1 Fe-Ni"].astype(float).tolist() == pytest.approx([-1, -1 / 3])
+    predict(trained, tmp_path / "plain", "FeNi3")
+    plain = read(tmp_path / "plain")["mean"][0]
+    assert float(found["mean"][1]) == pytest.approx(plain, abs=1e-6)  # networks see no arrangement
+
+    b2.remove_sites([0])
+    (folder / "vacancy_bcc").write_text(Poscar(b2).get_str())
+    predict(trained, tmp_path / "vacancy", folder / "vacancy_bcc")
+    row = read(tmp_path / "vacancy").iloc[0]
+    assert "arrangement not read" in row["outside"] and row["mean"] != ""
+    (folder / "broken").write_text("no cell")
+    assert "broken" in predict(trained, tmp_path, folder, status=2).err
+    (folder / "cubic").write_text(Poscar(Structure(Lattice.cubic(2.5), ["Fe"], [[0, 0, 0]])).get_str())
+    assert "its lattice" in predict(trained, tmp_path, folder / "cubic", status=2).err
+
+
+SAID = {
+    "method": "../escaped", "target": "E", "elements": ["Fe", "Ni", "Co", "Cr", "Xx"], "excluded": [["Fe"]],
+    "unseen": [["Fe", "Al"]], "least": "low", "greatest": torch.zeros(3),
+    "phases": ["hcp"], "phase_input": "guessed", "n_components": 5, "state": {},
+    "properties": [[1.8, 1.3, 8]] * 5, "module": "os",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_a_checkpoint_says_is_checked(trained, tmp_path, name):
+    """Nothing is written, and no traceback."""
+    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
+    torch.save(saved | {name: SAID[name]}, tmp_path / "changed.pt")
+    for script in ("main.py", "studies/map_ternary.py"):
+        flags = ["--checkpoint", tmp_path / "changed.pt", "--results-dir", tmp_path / "in" / "out"]
+        error = run(script, *flags, *(["--predict", "FeNi"] if script == "main.py" else []), status=2).err
+        assert len(error.splitlines()) == 1 and "changed.pt: expected a checkpoint" in error
+    assert [path.name for path in files(tmp_path)] == ["changed.pt"]
+
+
+def test_a_checkpoint_of_one_phase_is_no_map(small_data, tmp_path):
+    data = shutil.copytree(small_data, tmp_path / "data")
+    frame = pd.read_csv(data / "Database.csv", index_col=0)
+    frame[frame.phase == "bcc"].to_csv(data / "Database.csv")
+    flags = ["--data-dir", data, "--results-dir", tmp_path / "out"]
+    run("main_committee.py", *flags, "--networks", "2", "--source-epochs", "1", "--predict", "FeNi")
+    name = "committee_Ef_4+5_100_fixed"
+    checkpoint = ["--checkpoint", tmp_path / "out" / f"{name}.pt", "--results-dir", tmp_path / "map"]
+    error = run("studies/map_ternary.py", *checkpoint, status=2).err
+    assert len(error.splitlines()) == 1 and "seen bcc alone" in error and not (tmp_path / "map").exists()
+
+
 def test_many_alloys(trained, tmp_path, monkeypatch):
     """All are in the file, at most forty are printed, and the file is written before that can fail."""
     printed = predict(trained, tmp_path, *(f"Fe{n}Ni" for n in range(1, 61))).out
@@ -75,8 +221,11 @@ def test_many_alloys(trained, tmp_path, monkeypatch):
 
 
 TABLES = [
-    ("name\nFeNi\n", "'structure' or"), ("formula,phase\nFeNi,hcp\n", "fcc or bcc"), ("formula\n", "none"),
-    ("structure\nFeNi\n", "fcc or bcc"), ('formula\n""\n', "nan"), ("formula\n-\n", "got -"),
+    ("name\nFeNi\n", "'formula' or"), ("formula,phase\nFeNi,hcp\n", "line 2: expected fcc or bcc"),
+    ("formula\n", "none"), ("structure\nFeNi\n", "fcc or bcc"), ('formula\n""\n', "none"),
+    ("formula\nFeNi\n\n-\n", "line 4: expected a formula, such as FeNiCoCr; got '-'"),
+    ("Fe,Ni\n1,1\n-1,2\n", "line 3: expected an amount of Fe"), ("Fe,Ni\n1,x\n", "amount of Ni"),
+    ("formula\nFeNi,1\n", "more"),
 ]  # fmt: skip
 WORDS = [("Xy2", "Xy2"), ("no.csv", "no.csv"), (",", "none"), ("Fe0", "Fe0"), ("FeNi)", "FeNi)")]
 
@@ -108,7 +257,7 @@ def test_damaged_checkpoints(trained, tmp_path, seed):
     content[place : place + 2 if seed % 4 else None] = generator.bytes(2) if seed % 4 else b""
     (tmp_path / "damaged.pt").write_bytes(content)
     try:
-        report.load_checkpoint(tmp_path / "damaged.pt")
+        prediction.load_checkpoint(tmp_path / "damaged.pt")
         assert seed % 4
     except settings.InputError as error:
         assert "damaged.pt" in str(error)
