@@ -5,7 +5,8 @@
 
 Reads Database.csv and POSCARS/ in DATA_DIR. Prints what disagrees, and writes it to TABLE_DIR as
 Database_findings.csv. --fix also writes Database_fixed.csv, a copy with the corrections that the
-data settle themselves, and Database_fixes.csv, what was changed and why; never the original.
+data settle themselves, and Database_fixes.csv, what was changed and why; never the original. They settle
+what a witness says that does not share the fault's cause; what disagrees in most rows is a convention.
 
 Columns of numbers may be absent, but for one target: what needs them is left out, and said so.
 A finding is no verdict: an alloy far from its neighbours may simply have another magnetic order.
@@ -94,13 +95,18 @@ def read_database(data_dir, targets, elements, excluded_pairs):
 def read_structures(folder, frame, system):
     """What the POSCARs in a folder hold: (frame, occupation, findings).
 
-    Added to the frame: n_atoms, and volume in angstrom^3/atom. occupation: (n_rows, n_columns), of the
-    clusters of EXPANSION. nan where there is no whole POSCAR; occupation also where it is of another
-    alloy than the structure's name says, or its atoms are on no lattice.
+    Added to the frame: n_atoms; volume in angstrom^3/atom; named, by how much more atoms have the
+    surroundings of the phase in the name than of the other phase, as a share. occupation: (n_rows,
+    n_columns), of the clusters of EXPANSION. nan where there is no whole POSCAR; occupation and named also
+    where it is of another alloy than the structure's name says, or its atoms are on no lattice.
     """
     columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
     wanted = [columns.index(column) for column in generate.ce_columns(system, EXPANSION)]
-    n_atoms, volume = np.full((2, len(frame)), np.nan)
+    n_atoms, volume, named = np.full((3, len(frame)), np.nan)
+    known = {}  # cells that tell what others were made in that have left their lattice
+    for phase, rows in frame.groupby("phase"):
+        paths = [folder / name for name in rows.structure]
+        known[phase], _ = structure_stat.own_cells(paths, rows.formula, phase, system)
     occupation, findings = np.full((len(frame), len(wanted)), np.nan), []
     for row, (name, formula, phase) in enumerate(zip(frame.structure, frame.formula, frame.phase)):
         with suppress(settings.InputError):
@@ -111,12 +117,17 @@ def read_structures(folder, frame, system):
         if not faults:
             occupation[row] = values[0, wanted]
             shares = dict(zip(SURROUNDINGS, values[0, len(columns) :]))
+            named[row] = shares[phase] - sum(shares[other] for other in PHASES if other != phase)
+            try:
+                structure_stat.put_back(structure, phase, known[phase])
+            except settings.InputError as error:  # a vacancy, an atom too many, another lattice's cell
+                findings.append(Finding(name, "phase", phase, "its lattice", str(error)))
             became = max(shares, key=shares.get)
             if became != phase:
                 moved = f", rmsd {frame[DISPLACED][row]:g}" if DISPLACED in frame else ""
                 now = f"{became} in {shares[became]:.0%} of its atoms{moved}"
                 findings.append(Finding(name, "phase", phase, "surroundings in the POSCAR", now))
-    return frame.assign(n_atoms=n_atoms, volume=volume), occupation, findings
+    return frame.assign(n_atoms=n_atoms, volume=volume, named=named), occupation, findings
 
 
 def findings_of(frame, column, against, others, apart):
@@ -136,21 +147,44 @@ def differ(first, second):
     return np.abs(first - second) > MOMENT_TOLERANCE + MOMENT_SHARE * np.abs(second)
 
 
-def check_magnetisation(frame):
-    """Ms (mub/atom) against the two other units; where all three are there, who stands alone."""
+def but_for_conventions(frame, apart, known, what):
+    """The rows that are apart, without those of a phase in which most of the known are.
+
+    That is another convention, such as another cell, and nothing says which of the two is meant.
+    """
+    for phase in common.phases_of(frame):
+        rows = frame.phase == phase
+        n, n_known = (apart & rows).sum(), (known & rows).sum()
+        if n > n_known / 2:
+            print(f"{what} disagree in {n} of {n_known} {phase} rows: taken for a convention, and left")
+            apart = apart & ~rows
+    return apart
+
+
+def check_magnetisation(frame, agree):
+    """Ms (mub/atom) against the two other units; where all three are there, who stands alone.
+
+    agree: as `check_cell_energy` returns it.
+    """
     if MOMENT not in frame:
         return [], []
     factors = {MOMENT: 1.0, CELL_MOMENT: frame.n_atoms, MASS_MOMENT: EMU / frame.molar_mass}
     found = {column: frame[column] / factor for column, factor in factors.items() if column in frame}
     findings, fixes = [], []
     for column in list(found)[1:]:
-        apart = differ(found[MOMENT], found[column])
+        apart, known = differ(found[MOMENT], found[column]), (found[MOMENT] - found[column]).notna()
+        faults = but_for_conventions(frame, apart, known, f"'{MOMENT}' and '{column}'")
+        phases = frame.phase[apart & ~faults].unique()
+        found[column] = found[column].where(~frame.phase.isin(phases))
+        apart = faults
         findings += findings_of(frame, MOMENT, f"{column} in mub/atom", found[column], apart)
     # Two columns that agree settle the third, which is made from them anew in its own unit.
     for column, factor in factors.items() if len(found) == 3 else ():
         first, second = (other for other in found if other != column)
         alone = differ(found[column], found[first]) & differ(found[column], found[second])
         alone &= np.abs(found[first] - found[second]) <= MOMENT_TOLERANCE
+        if column == CELL_MOMENT:  # apart too where the POSCAR is of another cell, which the energies tell
+            alone &= False if agree is None else agree
         source = CELL_MOMENT if column != CELL_MOMENT else MOMENT
         because = f"{first} and {second} agree with each other"
         fixes += fixes_of(frame, column, found[source] * factor, because, alone)
@@ -190,21 +224,40 @@ def check_cell_energy(frame):
         return [], None
     per_atom = frame[CELL_TOTAL] / frame.n_atoms
     error = (frame[TOTAL] - per_atom).abs()
-    findings = findings_of(frame, TOTAL, f"{CELL_TOTAL} per atom", per_atom, error > ENERGY_TOLERANCE)
+    what = f"'{TOTAL}' and '{CELL_TOTAL}'"
+    apart = but_for_conventions(frame, error > ENERGY_TOLERANCE, error.notna(), what)
+    findings = findings_of(frame, TOTAL, f"{CELL_TOTAL} per atom", per_atom, apart)
+    n_atoms = frame[CELL_TOTAL] / frame[TOTAL]
+    whole = apart & ((n_atoms - n_atoms.round()).abs() < 0.005) & (n_atoms.round() > 0)
+    for row in frame.index[whole]:
+        numbers = [f"{number:.0f} atoms" for number in (frame.n_atoms[row], n_atoms[row])]
+        findings.append(Finding(frame.structure[row], "structures", numbers[0], CELL_TOTAL, numbers[1]))
     return findings, error <= ENERGY_TOLERANCE
 
 
 def check_volume(frame):
-    """Volume against the POSCAR's; two phases of one alloy that hold each other's are exchanged."""
+    """Volume against the POSCAR's; two phases of one alloy that hold each other's are exchanged.
+
+    Which of the two is, the volumes or the POSCARs, the surroundings of the atoms tell, or do not.
+    """
     if VOLUME not in frame:
         return [], []
-    apart, fixes = (frame[VOLUME] / frame.volume - 1).abs() > VOLUME_TOLERANCE, []
+    error, fixes = (frame[VOLUME] / frame.volume - 1).abs(), []
+    apart = but_for_conventions(
+        frame, error > VOLUME_TOLERANCE, error.notna(), f"'{VOLUME}' and the POSCARs' volumes"
+    )
+    findings = findings_of(frame, VOLUME, "POSCAR", frame.volume, apart)
     for _, rows in frame[apart].groupby("formula"):
         exchanged = rows[VOLUME][::-1].set_axis(rows.index)
-        if len(rows) == 2 and ((exchanged / rows.volume - 1).abs() <= VOLUME_TOLERANCE).all():
-            because = "exchanged with the other phase, both are the POSCARs'"
+        if len(rows) != 2 or ((exchanged / rows.volume - 1).abs() > VOLUME_TOLERANCE).any():
+            continue
+        if rows.named.sum() > 0:
+            because = "exchanged with the other phase, both are the POSCARs', whose atoms are in their phases"
             fixes += fixes_of(rows, VOLUME, exchanged, because, rows.index)
-    return findings_of(frame, VOLUME, "POSCAR", frame.volume, apart), fixes
+        elif rows.named.sum() < 0:
+            first, second = rows.structure
+            findings.append(Finding(first, "structures", first, "POSCAR", f"exchanged with that of {second}"))
+    return findings, fixes
 
 
 def check_repeats(frame, column, system):
@@ -277,9 +330,9 @@ def settled_energies(frame, far, expected, agree, predicted):
 
 def check(frame, occupation, targets, system):
     """All checks of the frame and the occupation of `read_structures`: (findings, corrections)."""
-    magnetic, fixes = check_magnetisation(frame)
-    energetic, expected = check_energy(frame, system)
     of_cell, agree = check_cell_energy(frame)
+    magnetic, fixes = check_magnetisation(frame, agree)
+    energetic, expected = check_energy(frame, system)
     of_volume, exchanged = check_volume(frame)
     repeats = check_repeats(frame, TARGETS[targets[0]].column, system)
     far, predicted = check_expansion(frame, occupation, targets)

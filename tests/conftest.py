@@ -35,7 +35,7 @@ def random_alloy(phase, formula_counts, seed, repeat=2, displacement=0.05):
     """A repeated cell randomly filled and displaced by some hundredths of an angstrom."""
     generator = np.random.default_rng(seed)
     structure = ideal(phase, ["Fe"], repeat)
-    species = [element for element, n in formula_counts.items() for _ in range(n)]
+    species = [element for element, n in formula_counts.items() for _ in range(int(n))]
     assert len(species) == len(structure)
     generator.shuffle(species)
     shift = generator.normal(0, displacement, (len(structure), 3))

@@ -1,12 +1,14 @@
 """check.py: what it finds and corrects in made-up faults and in the study's data."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import STUDY, needs_study, run, small_alloys, write_data
+from conftest import STUDY, needs_study, random_alloy, run, small_alloys, write_data
 from pymatgen.core import Composition
+from pymatgen.io.vasp.inputs import Poscar
 from sklearn.linear_model import Ridge
 
 import check
@@ -136,12 +138,85 @@ def test_a_formation_energy_is_corrected_where_totals_and_neighbours_agree():
 
 
 def test_exchanged_volumes():
-    """Both phases of AB hold each other's volume; those of CD are merely wrong."""
-    frame = pd.DataFrame({"structure": ["AB_fcc", "CD_fcc", "AB_bcc", "CD_bcc"], "formula": ["AB", "CD"] * 2})
-    frame = frame.assign(**{VOLUME: [11.4, 11.4, 11.1, 11.1], "volume": [11.1, 12.1, 11.4, 11.4]})
+    """AB's volumes are exchanged, CD's merely wrong, EF's POSCARs are exchanged, GH's cells do not tell."""
+    names = ["AB", "CD", "EF", "GH", *"IJKLM"]
+    frame = pd.DataFrame({"formula": names * 2, "phase": ["fcc"] * 9 + ["bcc"] * 9})
+    frame["structure"] = frame.formula + "_" + frame.phase
+    frame[VOLUME], frame["volume"] = [11.4] * 9 + [11.1] * 9, [11.1, 12.1, 11.1, 11.1] + [11.4] * 14
+    frame.loc[13:, "volume"] = 11.1
+    frame["named"] = [1, 1, -1, 1, 1, 1, 1, 1, 1, 1, 1, -0.5, -1, 1, 1, 1, 1, 1]
     findings, fixes = check.check_volume(frame)
-    assert len(findings) == 4
+    assert [f.structure for f in findings if f.column == VOLUME] == list(
+        frame.structure[[0, 1, 2, 3, 9, 10, 11, 12]]
+    )
     assert [(fix.structure, fix.now) for fix in fixes] == [("AB_fcc", 11.1), ("AB_bcc", 11.4)]
+    others = [(f.structure, f.other) for f in findings if f.column != VOLUME]
+    assert others == [("EF_fcc", "exchanged with that of EF_bcc")]
+
+
+def test_a_convention_is_named_once_and_left(whole, tmp_path):
+    """Cell moments and energies of half the cell in all fcc rows, volumes of another unit in all rows."""
+
+    def change(frame):
+        frame.loc[frame.phase == "fcc", [CELL_MOMENT, CELL_TOTAL]] /= 2
+        return frame.assign(**{VOLUME: frame[VOLUME] * 1.1})
+
+    data = changed(tmp_path, whole, change)
+    found, printed = checked(data, tmp_path / "out", "--fix")
+    assert not found and pd.read_csv(tmp_path / "out/Database_fixes.csv").empty
+    assert printed.count("of 22 fcc rows: taken for a convention") == 3
+    assert printed.count("rows: taken for a convention") == 4  # volumes of bcc too
+
+
+def test_a_supercell_is_no_wrong_moment(whole, tmp_path):
+    data = changed(tmp_path, whole, lambda frame: frame)
+    (data / "POSCARS").unlink()
+    shutil.copytree(whole / "POSCARS", data / "POSCARS")
+    name = pd.read_csv(data / "Database.csv").structures[3]
+    cell = Poscar.from_file(data / "POSCARS" / name).structure
+    n_atoms = len(cell)
+    cell.make_supercell([2, 1, 1])
+    (data / "POSCARS" / name).write_text(Poscar(cell.get_sorted_structure()).get_str())
+    assert (name, "structures", CELL_TOTAL) in checked(data, tmp_path / "out", "--fix")[0]
+    assert pd.read_csv(tmp_path / "out/Database_fixes.csv").empty
+    table = pd.read_csv(tmp_path / "out/Database_findings.csv")
+    row = table[table.column == "structures"].iloc[0]
+    assert (row.value, row.other) == (f"{2 * n_atoms} atoms", f"{n_atoms} atoms")
+
+
+def test_exchanged_poscars(tmp_path):
+    """That is what is named, and the right volumes stay."""
+    alloys = small_alloys() | {
+        ("Fe4Ni12", "fcc"): random_alloy("fcc", {"Fe": 4, "Ni": 12}, 1, (2, 2, 1)),
+        ("Fe4Ni12", "bcc"): random_alloy("bcc", {"Fe": 4, "Ni": 12}, 1),
+    }
+    folder = write_data(tmp_path / "data", alloys)
+    frame = pd.read_csv(folder / "Database.csv", index_col=0)
+    frame.assign(**{VOLUME: [one.volume / len(one) for one in alloys.values()]}).to_csv(
+        folder / "Database.csv"
+    )
+    fcc, bcc = (folder / "POSCARS" / f"Fe4Ni12_sqs{phase}" for phase in ("fcc", "bcc"))
+    text = fcc.read_text()
+    fcc.write_text(bcc.read_text())
+    bcc.write_text(text)
+    found, _ = checked(folder, tmp_path / "out", "--fix")
+    assert (fcc.name, "structures", "POSCAR") in found and (bcc.name, VOLUME, "POSCAR") in found
+    assert pd.read_csv(tmp_path / "out/Database_fixes.csv").empty
+
+
+def test_cells_that_cannot_be_put_back_are_named(tmp_path):
+    """One with a vacancy, and three of bcc named fcc; the others go back, and are not."""
+    alloys = small_alloys()
+    cell = random_alloy("fcc", {"Fe": 8, "Ni": 24}, 3)
+    cell.remove_sites([next(i for i, site in enumerate(cell) if site.specie.symbol == "Ni")])
+    alloys["Fe8Ni23", "fcc"] = cell
+    for seed, name in enumerate(("Fe6Ni48", "Fe24Co30", "Co12Ni42")):
+        alloys[name, "fcc"] = random_alloy("bcc", Composition(name).get_el_amt_dict(), seed, 3)
+    folder = write_data(tmp_path / "data", alloys)
+    found, printed = checked(folder, tmp_path / "out")
+    named = {name for name, column, against in found if (column, against) == ("phase", "its lattice")}
+    assert named == {f"{name}_sqsfcc" for name in ("Fe8Ni23", "Fe6Ni48", "Fe24Co30", "Co12Ni42")}
+    assert "cannot be put back on its lattice" in printed
 
 
 def test_faulty_poscars(whole, parts, tmp_path):
