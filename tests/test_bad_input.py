@@ -89,7 +89,7 @@ def test_nothing_to_learn_from(data, script):
         (many, ["--percent", "0"], "PERCENT 0 leaves no bcc training alloys"),
     ):
         changed.to_csv(data / "Database.csv")
-        run("structure_stat.py", "--data-dir", data)
+        run("structure_stat.py", "--data-dir", data, "--cells", "given", "lattice")
         error = run(script, *out, *flags, status=2).err.replace("\r", "\n")
         assert expected in error and "training:" not in error and len(error.splitlines()) == 1
         assert not files(data.parent / "out")

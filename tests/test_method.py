@@ -209,15 +209,20 @@ def test_phase_found(small_data, relaxed_anew, tmp_path, method):
     assert (found["train"]["mean"] != before["mean"])[before.set == "test"].all()
 
 
-def test_a_phase_that_is_asked_for(small_data, tmp_path):
-    """A network told the phase found predicts fcc, bcc and hcp by name; one told the name does not."""
-    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY, "--predict"]
-    run("main.py", *flags, "FeNiCoCr", "--phase-input", "found")
-    table = pd.read_csv(tmp_path / "scratch_Ef_4+5_100_reference_found_predicted.csv")
-    assert table.phase.tolist() == ["fcc", "bcc", "hcp"] and table["mean"].nunique() == 3
-    assert "hcp" in table.outside[2] and pd.isna(table.outside[0])
+def test_a_phase_that_is_asked_for(small_data, relaxed_anew, tmp_path):
+    """A network told the phase found predicts each phase by name that it was taught; the others do not."""
+    flags = ["--results-dir", tmp_path, *TINY, "--phase-input", "found", "--predict", "FeNiCoCr"]
+    tables = []
+    for data, ending in ((relaxed_anew["train"][0], ""), (small_data, "_2")):
+        run("main.py", "--data-dir", data, *flags)
+        tables.append(pd.read_csv(tmp_path / f"scratch_Ef_4+5_100_reference_found{ending}_predicted.csv"))
+    taught, without = tables
+    assert taught.phase.tolist() == ["fcc", "bcc", "hcp"] and taught["mean"].nunique() == 3
+    assert taught.outside.isna().all()
+    assert without["mean"].notna().tolist() == [True, True, False] and "hcp not seen" in without.outside[2]
     (tmp_path / "alloys.csv").write_text("formula,phase\nFeNi,hcp\n")
-    assert "fcc or bcc" in run("main.py", *flags, tmp_path / "alloys.csv", status=2).err
+    named = ["--data-dir", small_data, "--results-dir", tmp_path, "--predict", tmp_path / "alloys.csv"]
+    assert "fcc or bcc" in run("main.py", *named, status=2).err
 
 
 def test_a_poscar_that_changed_after_its_tables(small_data, tmp_path):
