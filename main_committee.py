@@ -1,19 +1,22 @@
-"""A committee of models that learn from one another: this project's own method.
+"""What an alloy will have, and what it has in fcc, bcc and hcp: processes and networks, this project's own.
 
     python main_committee.py
-    python main_committee.py --target Ms --splits 0-7 --predict FeNiCoCr
+    python main_committee.py --target Ms --splits 0-7
+    python main_committee.py --splits all --predict FeNiCoCr
 
-1. Two teachers are fitted to the training rows: a Gaussian process on the networks' inputs (Matérn, a
-   length for each), and the published cluster expansion (CE).
-2. Both label the published samples. The paper's networks learn these, every other network from the same
-   teacher, and then the training rows, alloys of few elements weighted by how much noisier they are than
-   those of many. Both for a fixed number of epochs: no label is spent on choosing one.
-3. The prediction is the mean of process, CE and networks; its 90 % interval is the process's, noise
-   included.
+1. A Gaussian process learns the property from the descriptors and the shares of fcc, bcc and hcp that the
+   training cells have; its noise has a level for alloys of few and one for alloys of many elements, and rows
+   far off their leave-one-out prediction get more (Student-t). Order of a cell on its lattice adds to it.
+2. Networks in phases as in 1: half are taught samples labelled by that process, half samples labelled by a
+   CE for each phase found, in all three phases; then all learn the training rows, weighted by their noise.
+3. A process for each share, on descriptors and lattice, gives the probability of each phase.
+4. In a phase: (2 process + networks) / 3. On a lattice: the mean over the phases that may become of it,
+   with a process that learns the property from the lattice directly, at a weight set by leave-one-out.
+5. 90 % intervals: the deviation of the process or of the mixture, times what held 90 % of the rows left out.
 
-What is predicted is read by its composition and phase alone: the CE takes it as an alloy with species at
-random, never the clusters of its relaxed cell, which are DFT's output. Prints and writes what main.py
-does, and the half width of the 90 % interval of each alloy.
+Of what is predicted it reads composition, lattice and the arrangement of species on it, never what DFT made
+of the cell; of training rows all. Prints and writes what main.py does, and for each alloy the columns
+half_width_90, p_fcc, p_bcc, p_hcp, and mean_given_phase, half_width_90_given_phase for the shares it has.
 """
 
 import warnings
@@ -23,13 +26,13 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-import torch
 
 import common
 import generate
 import prediction
 import report
 import settings
+from processes import Process, assembled, fit_process, left_out, noise_of, of_process, robust_process
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
@@ -39,58 +42,33 @@ TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
 ALLOYS = "4+5"  # 4+5: samples and test alloys of four and five elements; Total: of two to five
 PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
 SEEDS = "0"  # ensembles of networks per split: a number, a range or a list, as 0 or 0-7 or 0,3,5
-SPLITS = "0"  # random splits into training and test set, likewise; 0 is the study's
-NETWORKS = 6  # per seed
-CLUSTERS = ["points", "pairs", "triplets"]  # blocks the CE is fitted to; second_pairs may be added
-ALPHA = None  # strength of the CE's ridge penalty; None: as published, by target and clusters; or tuned
-SOURCE_EPOCHS = 40  # of the networks on the samples
+SPLITS = "0"  # random splits into training and test set, likewise; 0 is the study's; all: no test set
+NETWORKS = 6  # per seed; 0: processes alone
+SOURCE = True  # teach the networks samples first; False: they learn the training rows alone
+SOURCE_EPOCHS = 10  # of the networks on the samples
 SOURCE_LEARNING_RATE = 0.001  # of Adam, there
-EPOCHS = 20  # of the networks on the training rows
-LEARNING_RATE = 0.0003  # of Adam, there
-BATCH_SIZE = 16  # alloys
+EPOCHS = 40  # of the networks on the training rows
+LEARNING_RATE = 0.0003  # of Adam, there; without SOURCE as high as SOURCE_LEARNING_RATE
+BATCH_SIZE = 32  # alloys
 PREDICT = None  # alloys: formulas, POSCARs, folders of them, or a CSV file; None: only train and report
 CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
 METHOD = "committee"  # in the names of the results
-NORMAL_90 = 1.645  # half width of the normal distribution's 90 % interval
+FOUND = common.INPUT_PHASES["found"]
+ORDER = ["pairs", "second_pairs"]  # blocks whose excess over a random alloy is the order of a cell
+LEAST_SHARE = 0.01  # no phase is impossible
+LEAST_ROWS = 10  # of a phase for a CE of its own; of rows of many elements for weights and intervals
+NORMAL_90 = 1.645  # half width of the normal distribution's 90 % interval: no stated one is less
 
 
-class Teachers(NamedTuple):
-    """Gaussian process and cluster expansion of one split."""
-
-    process: object  # sklearn's, on standardised inputs and targets
-    scalers: common.Scalers
-    expansion: dict  # phase -> (coefficients (n_columns,), intercept)
-
-    def label(self, inputs, phase, occupation):
-        """The labels of alloys of one phase by process and CE, in the target's unit: two of (n,)."""
-        mean, _ = self.of_process(inputs)
-        coefficients, intercept = self.expansion[phase]
-        return mean, occupation @ coefficients + intercept
-
-    def of_process(self, inputs):
-        """The process's mean and standard deviation, noise included, in the target's unit: two of (n,)."""
-        mean, deviation = self.process.predict(self.scalers.inputs.transform(inputs), return_std=True)
-        return self.scalers.target.inverse_transform(mean[:, None])[
-            :, 0
-        ], deviation * self.scalers.target.scale_
-
-    def predict(self, system, fractions, phases, clusters):
-        """Mean of process and CE for alloys with species at random, the process's deviation: (n,) each."""
-        phases = np.asarray(phases)
-        inputs = common.network_inputs(fractions, common.one_hot(phases, common.PHASES), system.elements)
-        labels = np.full((2, len(phases)), np.nan)  # of a phase that no CE was fitted to
-        for phase in self.expansion.keys() & set(phases):
-            rows = phases == phase
-            labels[:, rows] = self.label(inputs[rows], phase, at_random(system, fractions[rows], clusters))
-        return labels.mean(0), self.of_process(inputs)[1]
+# ==== inputs ======================================================================================
 
 
-def at_random(system, fractions, clusters):
+def at_random(system, fractions, blocks):
     """Occupation probabilities of alloys with species at random: (n, n_columns) of generate.ce_columns."""
     columns = []
-    for name in generate.ce_columns(system, clusters):
+    for name in generate.ce_columns(system, blocks):
         members = name.split()[-1].split("-")
         number = np.array([members.count(element) for element in system.elements])
         ways = factorial(len(members)) / np.prod([factorial(n) for n in number])
@@ -98,143 +76,286 @@ def at_random(system, fractions, clusters):
     return np.column_stack(columns)
 
 
-def gaussian_process(inputs, targets, kernel=None):
-    """A Gaussian process fitted to standardised rows; kernel: one with its lengths settled already."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+def order_of(system, fractions, clusters):
+    """Excess of neighbour pairs over a random alloy, (n, n_pairs); 0 where the arrangement is not known.
 
-    start = ConstantKernel(1.0, (1e-2, 1e3)) * Matern(np.full(inputs.shape[1], 3.0), (1e-1, 1e3), 1.5)
-    start += WhiteKernel(0.1, (1e-4, 1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: an input of no use
-        if kernel is None:
-            return GaussianProcessRegressor(start).fit(inputs, targets)
-        return GaussianProcessRegressor(start.clone_with_theta(kernel), optimizer=None).fit(inputs, targets)
-
-
-def fit_teachers(data, rows, clusters, alpha):
-    """Teachers of the given training rows."""
-    scalers = common.Scalers.fit(data.inputs[rows], data.targets[rows])
-    process = gaussian_process(*scalers.transform(data.inputs[rows], data.targets[rows]))
-    models = generate.fit_ce(data, rows, clusters, alpha)
-    return Teachers(process, scalers, {phase: (one.coef_, one.intercept_) for phase, one in models.items()})
-
-
-def row_weights(data, rows, process):
-    """How much each training row counts for the networks, (n,), 1 on average.
-
-    Alloys of few elements (ordered, small cells) scatter more about the process than those of many:
-    their weight is the ratio of the two mean squares of its leave-one-out errors (Rasmussen and Williams
-    2006, equation 5.12), at most 1.
+    clusters: a frame of occupation probabilities on the lattice, nan in rows that are not known; or None.
     """
-    inverse = np.linalg.inv(process.L_ @ process.L_.T)
-    square = (process.alpha_ / np.diag(inverse)) ** 2
-    many = data.table.n_components.to_numpy()[rows] >= 4
-    trust = min(square[many].mean() / square[~many].mean(), 1) if 0 < many.sum() < len(many) else 1
-    weights = np.where(many, 1, trust)
-    return weights / weights.mean()
+    random = at_random(system, fractions, ORDER)
+    if clusters is None:
+        return np.zeros_like(random)
+    return np.nan_to_num(clusters[generate.ce_columns(system, ORDER)].to_numpy() - random)
 
 
-def fit_split(data, samples, rows, seeds, n_networks, clusters, alpha, source_loop, loop, batch_size):
-    """Teachers and networks of one split's training rows; source_loop, loop: (epochs, rate)."""
-    teachers = fit_teachers(data, rows, clusters, alpha)
-    labels = [
-        teachers.label(samples.inputs[phase], phase, samples.occupation[phase]) for phase in samples.inputs
+def groups_of(fractions):
+    """0: alloys of few elements, which scatter more; 1: of four and more."""
+    return ((fractions > 0).sum(1) >= 4).astype(int)
+
+
+def in_phase(descriptors, k):
+    """Descriptors and shares of an alloy that is all in one phase."""
+    return np.hstack([descriptors, np.tile(np.eye(len(FOUND))[k], (len(descriptors), 1))])
+
+
+# ==== the recipe ==================================================================================
+
+
+class Model(NamedTuple):
+    """What was learned from the training rows of one split."""
+
+    given: Process  # of the property, on descriptors and shares
+    direct: Process  # of the property, on descriptors and lattice
+    shares: list  # of Process, one for each phase found
+    networks: common.Trained  # on descriptors and shares, all seeds; or None
+    n_seeds: int
+    weight: float  # of the mixture, beside the direct process
+    factors: tuple  # half width of the 90 % interval over deviation: on a lattice, in a phase
+
+
+def mixture(chances, means, variances):
+    """Mean and variance of a mixture: (n, n_phases) each -> (n,) each."""
+    mean = (chances * means).sum(1)
+    return mean, (chances * (variances + means**2)).sum(1) - mean**2
+
+
+def normalised(shares):
+    chances = np.clip(np.column_stack(shares), LEAST_SHARE, 1)
+    return chances / chances.sum(1, keepdims=True)
+
+
+def factor(errors, deviations):
+    """What deviations are to be multiplied with to hold 90 % of the errors, with a place for the next one."""
+    level = min(1, 0.9 * (1 + 1 / len(errors)))
+    return float(max(np.quantile(np.abs(errors) / deviations, level), NORMAL_90))
+
+
+def fit_split(data, rows, seeds, alloys, n_networks, source, source_loop, loop, batch_size):
+    """Model of the training rows; source_loop, loop: (epochs, rate)."""
+    n_elements, targets, shares = len(data.system.elements), data.targets[rows], data.shares[rows]
+    descriptors, lattice = np.split(data.inputs[rows], [-len(data.phases)], axis=1)
+    fractions = descriptors[:, :n_elements]
+    clusters = None if data.clusters is None else data.clusters.iloc[rows]
+    order, groups = order_of(data.system, fractions, clusters), groups_of(fractions)
+    given = robust_process(np.hstack([descriptors, shares]), targets, groups, order)
+    direct = robust_process(np.hstack([descriptors, lattice]), targets, groups, order)
+    no_order = np.zeros((len(rows), 0))
+    of_shares = [
+        fit_process(np.hstack([descriptors, lattice]), share, 0 * groups, no_order, prior=True)
+        for share in shares.T
     ]
-    inputs = np.concatenate(list(samples.inputs.values()))
-    source = [teachers.scalers.transform(inputs, np.concatenate(of_teacher)) for of_teacher in zip(*labels)]
-    own = teachers.scalers.transform(data.inputs[rows], data.targets[rows])
-    own = (*own, row_weights(data, rows, teachers.process))
-    numbers = [seed * n_networks + k for seed in seeds for k in range(n_networks)]
-    network, generators = common.draw(data, numbers)
-    taught_by = np.tile(np.arange(n_networks) % len(source), len(seeds))
-    for sets, set_of, (epochs, rate) in ((source, taught_by, source_loop), ([own], 0 * taught_by, loop)):
+    networks = None
+    if n_networks:
+        networks = fit_networks(
+            data, rows, given, seeds, alloys, n_networks, source, source_loop, loop, batch_size
+        )
+    # Weight and factors by rows left out, those of many elements where there are some.
+    chances = normalised([left_out(one)[0] for one in of_shares])
+    of_phases = [left_out(given, in_phase(descriptors, k)) for k in range(len(FOUND))]
+    mixed, variance = mixture(chances, *(np.column_stack(part) for part in zip(*of_phases)))
+    alone, some = left_out(direct)[0], groups == 1 if groups.sum() >= LEAST_ROWS else groups >= 0
+    gap = mixed - alone
+    weight = float(np.clip((gap * (targets - alone)).sum() / max((gap**2).sum(), 1e-300), 0, 1))
+    on_lattice = targets - weight * mixed - (1 - weight) * alone, np.sqrt(variance)
+    mean, variance = left_out(given)
+    factors = [factor(error[some], one[some]) for error, one in (on_lattice, (targets - mean, variance**0.5))]
+    return Model(given, direct, of_shares, networks, len(seeds), weight, tuple(factors))
+
+
+def fit_networks(data, rows, given, seeds, alloys, n_networks, source, source_loop, loop, batch_size):
+    """Networks on descriptors and shares, n_networks for each seed: common.Trained."""
+    inputs = np.hstack([data.inputs[rows, : -len(data.phases)], data.shares[rows]])
+    weights = 1 / (noise_of(given.theta, inputs.shape[1], given.groups) * given.doubt).numpy()
+    scalers, weights = common.Scalers.fit(inputs, data.targets[rows]), weights / weights.mean()
+    own, numbers = scalers.transform(inputs, data.targets[rows]), range(n_networks)
+    network, generators = common.side_by_side(
+        [seed * n_networks + k for seed in seeds for k in numbers],
+        lambda: common.Network(len(data.system.elements), inputs.shape[1]),
+    )
+    teacher = np.tile(np.arange(n_networks) % 2, len(seeds))
+    loops = [([(*own, weights)], 0 * teacher, loop if source else (loop[0], source_loop[1]))]
+    if source:
+        taught = [scalers.transform(*one) for one in taught_by(data, rows, given, alloys, weights)]
+        loops.insert(0, (taught, teacher, source_loop))
+    for sets, set_of, (epochs, rate) in loops:
         common.train(network, generators, sets, set_of, partial(common.Adam, rate=rate), epochs, batch_size)
-    return teachers, common.Trained(network, [teachers.scalers], np.full(len(numbers), loop[0]), [])
+    return common.Trained(network, [scalers], np.full(len(teacher), loop[0]), [])
 
 
-def predict(teachers, trained, n_networks, system, fractions, phases, clusters):
-    """Predictions (n_seeds, n) and half widths of their 90 % interval (n,), in the target's unit."""
-    taught, deviation = teachers.predict(system, fractions, phases, clusters)
-    inputs = common.network_inputs(fractions, common.one_hot(phases, common.PHASES), system.elements)
-    networks = common.predict(trained, inputs).reshape(-1, n_networks, len(inputs)).mean(1)
-    return (2 * taught + networks) / 3, NORMAL_90 * deviation
+def taught_by(data, rows, given, alloys, weights):
+    """Samples at random in all phases, labelled by the process and by a CE for each phase found: two sets.
+
+    Where there are no clusters, or too few cells of a phase, the process labels in the CE's place.
+    """
+    from sklearn.linear_model import Ridge
+
+    fractions, _ = generate.sample_compositions(data.system, alloys)
+    descriptors, columns = common.descriptors(fractions, data.system.elements), generate.CLUSTERS
+    no_order, random = order_of(data.system, fractions, None), at_random(data.system, fractions, columns)
+    inputs, by_process, by_ce = [], [], []
+    for k in range(len(FOUND)):
+        inputs.append(in_phase(descriptors, k))
+        by_process.append(of_process(given, inputs[k], no_order)[0])
+        by_ce.append(by_process[k])
+        own = data.shares[rows, k] > 0.5
+        if data.clusters is not None and own.sum() >= LEAST_ROWS:
+            counted = data.clusters[generate.ce_columns(data.system, columns)].to_numpy()[rows][own]
+            model = Ridge(common.TARGETS[data.target].alpha)
+            by_ce[k] = model.fit(counted, data.targets[rows][own], sample_weight=weights[own]).predict(random)
+    inputs = np.concatenate(inputs)
+    return (inputs, np.concatenate(by_process)), (inputs, np.concatenate(by_ce))
+
+
+def predict_given(model, descriptors, shares, order):
+    """The property in phases given as shares: means of each seed (n_seeds, n), half widths (n,)."""
+    inputs = np.hstack([descriptors, shares])
+    mean, variance = of_process(model.given, inputs, order, groups_of(descriptors[:, :-4]))
+    half_width = model.factors[1] * np.sqrt(variance)
+    if model.networks is None:
+        return np.tile(mean, (model.n_seeds, 1)), half_width
+    networks = common.predict(model.networks, inputs)[0].reshape(model.n_seeds, -1, len(inputs)).mean(1)
+    return (2 * mean + networks) / 3, half_width
+
+
+def predict(model, descriptors, lattice, order):
+    """The property on a lattice: means of each seed (n_seeds, n), half widths (n,), chances (n, n_phases).
+
+    lattice: one-hot, (n, n_lattices).
+    """
+    named, groups = np.hstack([descriptors, lattice]), groups_of(descriptors[:, :-4])
+    chances = normalised([of_process(one, named, np.zeros((len(named), 0)))[0] for one in model.shares])
+    phases = [in_phase(descriptors, k) for k in range(len(FOUND))]
+    found = [of_process(model.given, inputs, order, groups) for inputs in phases]
+    means, variances = (np.column_stack(part) for part in zip(*found))
+    of_seeds = [means] * model.n_seeds
+    if model.networks is not None:
+        networks = np.stack([common.predict(model.networks, inputs)[0] for inputs in phases], axis=-1)
+        of_seeds = (means + networks.reshape(model.n_seeds, -1, *means.shape).mean(1)) / 2
+    alone = of_process(model.direct, named, order)[0]
+    mixed = [mixture(chances, of_seed, variances) for of_seed in of_seeds]
+    means = [model.weight * mean + (1 - model.weight) * alone for mean, _ in mixed]
+    deviation = np.sqrt(np.mean([variance for _, variance in mixed], axis=0))
+    return np.array(means), model.factors[0] * deviation, chances
 
 
 def fit(
-    data, data_dir, splits, seeds, alloys=ALLOYS, n_networks=NETWORKS, clusters=CLUSTERS, alpha=ALPHA,
+    data, splits, seeds, alloys=ALLOYS, n_networks=NETWORKS, source=SOURCE,
     source_loop=(SOURCE_EPOCHS, SOURCE_LEARNING_RATE), loop=(EPOCHS, LEARNING_RATE), batch_size=BATCH_SIZE,
 ):  # fmt: skip
-    """The recipe for all splits and seeds, on all cores: a report.Outcome. No test label is read."""
-    samples = generate.make_samples(data_dir, data, alloys, clusters)
+    """The recipe for all splits and seeds, on all cores: a report.Outcome. No test label is read.
+
+    data: of cells on the lattice, phases named.
+    """
+    from tqdm import tqdm
+
     call = joblib.delayed(fit_split)
-    found = joblib.Parallel(n_jobs=min(len(splits), joblib.cpu_count()))(
-        call(data, samples, one.train, seeds, n_networks, clusters, alpha, source_loop, loop, batch_size)
+    calls = (
+        call(data, one.train, seeds, alloys, n_networks, source, source_loop, loop, batch_size)
         for one in splits
     )
-    alloys_read = common.mole_fractions(data.table.formula, data.system.elements), data.table.phase
-    predicted = [predict(*one, n_networks, data.system, *alloys_read, clusters) for one in found]
-    state = [
-        {
-            "networks": common.state_of(trained),
-            "lengths": torch.tensor(teachers.process.kernel_.theta),
-            "rows": [torch.tensor(part) for part in (data.inputs[split.train], data.targets[split.train])],
-            "expansion": {phase: (torch.tensor(c), float(i)) for phase, (c, i) in teachers.expansion.items()},
-        }
-        for (teachers, trained), split in zip(found, splits)
-    ]
+    runs = joblib.Parallel(n_jobs=min(len(splits), joblib.cpu_count()), return_as="generator")(calls)
+    models = list(tqdm(runs, total=len(splits), desc="committee", unit="split", leave=False))
+    descriptors, lattice = np.split(data.inputs, [-len(data.phases)], axis=1)
+    clusters = None
+    if data.clusters is not None:
+        columns = generate.ce_columns(data.system, ORDER)
+        clusters = data.clusters[columns].assign(**dict(zip(columns, common.known_before(data, columns).T)))
+    order = order_of(data.system, descriptors[:, : len(data.system.elements)], clusters)
+    found = [predict(one, descriptors, lattice, order) for one in models]
+    given = [predict_given(one, descriptors, data.shares, order) for one in models]
+    columns = {"half_width_90": [half_width for _, half_width, _ in found]}
+    columns |= {f"p_{phase}": [chances[:, k] for *_, chances in found] for k, phase in enumerate(FOUND)}
+    columns["mean_given_phase"] = [means.mean(0) for means, _ in given]
+    columns["half_width_90_given_phase"] = [half_width for _, half_width in given]
     return report.Outcome(
-        predicted=np.array([values for values, _ in predicted]),
-        scales=np.array([teachers.scalers.target.scale_.item() for teachers, _ in found]),
+        predicted=np.array([means for means, *_ in found]),
+        scales=np.array([one.given.scales[3].item() for one in models]),
         epochs=np.full(len(splits) * len(seeds), loop[0]),
         losses=[],
-        columns={"half_width_90": np.array([half_width for _, half_width in predicted])},
-        state={"splits": state, "n_networks": n_networks, "clusters": clusters},
+        columns={name: np.array(values) for name, values in columns.items()},
+        state={"models": [state_of(one) for one in models]},
         module="main_committee",
     )
 
 
+def state_of(model):
+    """A Model as tensors, numbers and lists, as a checkpoint holds it."""
+    processes = [list(one[:-1]) for one in (model.given, model.direct, *model.shares)]
+    networks = None if model.networks is None else common.state_of(model.networks)
+    return {"processes": processes, "networks": networks, "rest": list(model[4:6]), "factors": model.factors}
+
+
+def restored(state):
+    """A Model from `state_of`."""
+    given, direct, *shares = (assembled(*one) for one in state["processes"])
+    networks = state["networks"] and common.restored(state["networks"])
+    return Model(given, direct, shares, networks, *state["rest"], state["factors"])
+
+
 def predictor(state, system, phases):
-    """As common.predictor, with half widths."""
-    members = []
-    for one in state["splits"]:
-        trained, (inputs, targets) = common.restored(one["networks"]), [part.numpy() for part in one["rows"]]
-        (scalers,) = trained.scalers
-        process = gaussian_process(*scalers.transform(inputs, targets), one["lengths"].numpy())
-        expansion = {phase: (c.numpy(), intercept) for phase, (c, intercept) in one["expansion"].items()}
-        members.append((Teachers(process, scalers, expansion), trained))
+    """As common.predictor; also of each alloy what `fit` says, and means and intervals in each phase."""
+    models = [restored(one) for one in state["models"]]
 
     def predict_alloys(fractions, names, clusters=None):
-        found = [
-            predict(*one, state["n_networks"], system, fractions, names, state["clusters"]) for one in members
-        ]
-        predicted = np.concatenate([values for values, _ in found])
-        return predicted, {"half_width_90": np.mean([half_width for _, half_width in found], axis=0)}
+        descriptors = common.descriptors(fractions, system.elements)
+        order, lattice = order_of(system, fractions, clusters), common.one_hot(names, phases)
+        means, half_widths, chances = zip(*(predict(one, descriptors, lattice, order) for one in models))
+        columns = {"half_width_90": np.mean(half_widths, axis=0)}
+        columns |= {f"p_{phase}": np.mean(chances, axis=0)[:, k] for k, phase in enumerate(FOUND)}
+        for k, phase in enumerate(FOUND):
+            shares = np.tile(np.eye(len(FOUND))[k], (len(fractions), 1))
+            given = [predict_given(one, descriptors, shares, order) for one in models]
+            columns[f"mean_{phase}"] = np.mean([mean.mean(0) for mean, _ in given], axis=0)
+            columns[f"half_width_90_{phase}"] = np.mean([half_width for _, half_width in given], axis=0)
+        return np.concatenate(means), columns
 
     return predict_alloys
 
 
 def main():
     chosen = settings.read(
-        globals(), TARGET=settings.one_of(*common.TARGETS), NETWORKS=settings.number(int, 2)
+        globals(),
+        TARGET=settings.one_of(*common.TARGETS),
+        NETWORKS=settings.number(int, 0),
+        SOURCE=settings.true_or_false,
     )
     chosen.METHOD, chosen.PHASE_INPUT = METHOD, "named"
     if prediction.predicts_only(chosen):
         return
     data, splits = report.load(chosen, cells="lattice")
-    outcome = fit(
-        data, chosen.DATA_DIR, splits, chosen.SEEDS, chosen.ALLOYS, chosen.NETWORKS, chosen.CLUSTERS,
-        chosen.ALPHA, (chosen.SOURCE_EPOCHS, chosen.SOURCE_LEARNING_RATE),
-        (chosen.EPOCHS, chosen.LEARNING_RATE), chosen.BATCH_SIZE,
-    )  # fmt: skip
-    half_widths = outcome.columns["half_width_90"]
-    within = [
-        (np.abs(outcome.predicted[i].mean(0) - data.targets) <= half_widths[i])[split.test]
-        for i, split in enumerate(splits)
-    ]
-    print(f"the stated 90 % interval holds {np.concatenate(within).mean():.0%} of the test alloys")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of joblib, on the workers it stops
+        outcome = fit(
+            data, splits, chosen.SEEDS, chosen.ALLOYS, chosen.NETWORKS, chosen.SOURCE,
+            (chosen.SOURCE_EPOCHS, chosen.SOURCE_LEARNING_RATE), (chosen.EPOCHS, chosen.LEARNING_RATE),
+            chosen.BATCH_SIZE,
+        )  # fmt: skip
+    print_coverage(data, splits, outcome)
     report.report(chosen, data, splits, outcome, how="as set, none chosen on a label")
+
+
+def print_coverage(data, splits, outcome):
+    """How many of the test alloys the stated intervals hold, and how well the phase was told."""
+    tested = [(i, split.test) for i, split in enumerate(splits) if len(split.test)]
+    if not tested:
+        return
+    columns, test = outcome.columns, np.concatenate([rows for _, rows in tested])
+
+    def of_test(values):
+        return np.concatenate([values[i][rows] for i, rows in tested])
+
+    for mean, ending in ((outcome.predicted.mean(1), ""), (columns["mean_given_phase"], "_given_phase")):
+        held = np.abs(of_test(mean) - data.targets[test]) <= of_test(columns[f"half_width_90{ending}"])
+        print(
+            f"the stated 90 % interval{ending.replace('_', ' ')} holds {held.mean():.0%} of the test alloys"
+        )
+    chances = np.column_stack([of_test(columns[f"p_{phase}"]) for phase in FOUND])
+    became = data.shares[test].argmax(1)
+    loss = -np.log(chances[np.arange(len(test)), became]).mean()
+    commonest = np.bincount(became).max() / len(test)
+    print(
+        f"phase: {(chances.argmax(1) == became).mean():.0%} told, the commonest is {commonest:.0%}; "
+        f"log loss {loss:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ import generate
 import main as scratch
 import main_committee
 import main_transfer as transfer
+import processes
 import report
 import settings
 import structure_stat
@@ -52,7 +53,7 @@ import structure_stat
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results/compare"  # folder for what this script writes
-METHODS = "scratch scratch_prime da tl tl_tuned committee ce ce_fixed gp svr rf gb"  # which to compare
+METHODS = "scratch scratch_prime da tl tl_tuned committee committee_scratch committee_processes ce ce_fixed gp svr"  # which to compare
 PHASE_INPUTS = "named"  # named, found: what is known of the phase
 TARGETS = "Ef Ms"  # Ef, Ms
 ALLOY_SETS = "4+5 Total"  # 4+5, Total
@@ -66,11 +67,15 @@ SCHEDULER = None  # address of the Dask scheduler or Ray cluster; None: one on t
 
 CHUNK = 5  # splits per piece of work: the networks of all train side by side
 LABELS = common.METHODS | {
+    "committee_scratch": "committee, networks not taught", "committee_processes": "committee, no networks",
     "tl_tuned": "TL, the CE's penalty tuned", "ce": "CE alone", "ce_fixed": "CE alone, published penalty",
     "gp": "Gaussian process", "svr": "support vectors", "rf": "random forest",
     "gb": "gradient boosting",
 }  # fmt: skip
 NETWORKS = ("scratch", "scratch_prime", "da", "tl", "tl_tuned")
+COMMITTEES = {  # what differs from main_committee.py's settings
+    "committee": {}, "committee_scratch": {"source": False}, "committee_processes": {"n_networks": 0},
+}  # fmt: skip
 ON_CLUSTERS = ("ce", "ce_fixed")  # peers that are told of no phase but the lattice they are on
 KEYS = ["alloys", "target", "percent", "phase_input", "method", "rule"]
 
@@ -190,42 +195,57 @@ def network_predictions(piece, data, data_dir, splits, seeds):
 
 
 def work(piece, data, data_dir, seeds):
-    """Fit a method on a chunk of splits: rows of the tidy table."""
+    """Fit a method on a chunk of splits: rows of the tidy table. A committee has rows of both phase inputs."""
     started, method = time.time(), piece["method"]
     high_only = method == "scratch_prime"
     splits = [
         common.split_rows(data.table, piece["alloys"], piece["percent"], number, high_only)
         for number in piece["splits"]
     ]
-    half_widths = None
     if method in NETWORKS:
-        predicted = network_predictions(piece, data, data_dir, splits, seeds)
-    elif method == "committee":
-        outcome = main_committee.fit(
-            data, data_dir, splits, seeds[:1], piece["alloys"]
-        )  # an ensemble of networks itself
-        predicted = [p[:, split.test] for p, split in zip(outcome.predicted, splits)]
-        half_widths = outcome.columns["half_width_90"]
+        answers = {piece["phase_input"]: network_predictions(piece, data, data_dir, splits, seeds)}
+    elif method in COMMITTEES:
+        outcome = main_committee.fit(data, splits, seeds[:1], piece["alloys"], **COMMITTEES[method])
+        answers = {
+            "named": [p[:, split.test] for p, split in zip(outcome.predicted, splits)],
+            "found": [p[None, split.test] for p, split in zip(outcome.columns["mean_given_phase"], splits)],
+        }
     else:
         rule = piece["rule"]
-        predicted = [PEERS[method](data, one.train, one.test, one.number, rule)[None] for one in splits]
-    rows = []
-    for i, (split, values) in enumerate(zip(splits, predicted)):
-        true, within = data.targets[split.test], np.nan
-        if half_widths is not None:
-            within = (np.abs(true - values.mean(0)) <= half_widths[i, split.test]).mean()
-        ensemble, single = report.scores(true, values.mean(0)), [report.scores(true, v) for v in values]
-        # What the splits share follows from the pool that they draw test alloys from: for '4+5' those of
-        # four and five elements. The alloys of few elements, in every training set, do not count.
-        many = data.table.n_components >= (4 if piece["alloys"] == "4+5" else 0)
-        rows.append(
-            {name: piece[name] for name in KEYS}
-            | {"split": split.number, "n_pool": many.sum() - len(split.test), "n_test": len(split.test)}
-            | {name: ensemble[name] for name in ("R2", "RMSE", "MAE")}
-            | {f"single_{name}": np.mean([one[name] for one in single]) for name in ("R2", "RMSE", "MAE")}
-            | {"within_90": within, "seconds": (time.time() - started) / len(splits)}
-        )
+        of_splits = [PEERS[method](data, one.train, one.test, one.number, rule)[None] for one in splits]
+        answers = {piece["phase_input"]: of_splits}
+    seconds, rows = (time.time() - started) / len(splits), []
+    for phase_input, predicted in answers.items():
+        for i, (split, values) in enumerate(zip(splits, predicted)):
+            true = data.targets[split.test]
+            ensemble, single = report.scores(true, values.mean(0)), [report.scores(true, v) for v in values]
+            row = {name: piece[name] for name in KEYS} | {"phase_input": phase_input, "split": split.number}
+            # What the splits share follows from the pool that they draw test alloys from: for '4+5' those
+            # of four and five elements. The alloys of few elements, in every training set, do not count.
+            many = data.table.n_components >= (4 if piece["alloys"] == "4+5" else 0)
+            row |= {"n_pool": many.sum() - len(split.test), "n_test": len(split.test)}
+            row |= {name: ensemble[name] for name in ("R2", "RMSE", "MAE")}
+            row |= {
+                f"single_{name}": np.mean([one[name] for one in single]) for name in ("R2", "RMSE", "MAE")
+            }
+            if method in COMMITTEES:
+                row |= of_intervals(data, outcome, i, split, "" if phase_input == "named" else "_given_phase")
+            rows.append(row | {"seconds": seconds})
     return pd.DataFrame(rows)
+
+
+def of_intervals(data, outcome, i, split, ending):
+    """How many test alloys a committee's 90 % intervals hold, and how well it tells the phase."""
+    columns = {name: values[i, split.test] for name, values in outcome.columns.items()}
+    mean = columns["mean_given_phase"] if ending else outcome.predicted[i].mean(0)[split.test]
+    became = data.shares[split.test].argmax(1)
+    chances = np.column_stack([columns[f"p_{phase}"] for phase in main_committee.FOUND])
+    return {
+        "within_90": (np.abs(data.targets[split.test] - mean) <= columns[f"half_width_90{ending}"]).mean(),
+        "phase_told": (chances.argmax(1) == became).mean(),
+        "phase_commonest": np.bincount(became).max() / len(became),
+        "phase_log_loss": -np.log(chances[np.arange(len(became)), became]).mean(),
+    }
 
 
 def pieces_of(chosen):
@@ -242,7 +262,7 @@ def pieces_of(chosen):
                 for phase_input, method in product(chosen.PHASE_INPUTS, chosen.METHODS):
                     if method == "scratch_prime" and percent == 0:
                         continue  # nothing is left to train on
-                    if method in ON_CLUSTERS and phase_input == "found":
+                    if method in (*ON_CLUSTERS, *COMMITTEES) and phase_input == "found":
                         continue
                     for rule in rules_of.get(method, ["training set"]):
                         for start in range(0, len(chosen.SPLITS), CHUNK):
@@ -254,7 +274,9 @@ def pieces_of(chosen):
 def code_hash(method):
     """Of the code that a method's figures come from: a changed line may change them."""
     modules = [common, structure_stat, cells, generate]
-    modules += [scratch, transfer] if method in NETWORKS else [main_committee] * (method == "committee")
+    modules += (
+        [scratch, transfer] if method in NETWORKS else [processes, main_committee] * (method in COMMITTEES)
+    )
     code = [Path(module.__file__).read_text("utf-8").split("\ndef main():")[0] for module in modules]
     code.append(Path(__file__).read_text("utf-8").split("# ---- table and pictures")[0])
     return hashlib.sha256("".join([*code, inspect.getsource(report.scores)]).encode()).hexdigest()

@@ -1,19 +1,83 @@
-"""The committee: its parts against independent ones, and nothing of a test cell but its composition."""
+"""The committee: its processes against scikit-learn's and rows really left out, its parts put together."""
+
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run
-from sklearn.base import clone
-from sklearn.linear_model import Ridge
+from conftest import ideal, run
+from pymatgen.io.vasp.inputs import Poscar
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 import common
 import generate
 import main_committee
+import processes
 
-SHORT = ((2, 0.001), (2, 0.0003), 16)  # (epochs, rate) on samples and on rows; alloys in a batch
+LOOPS = (True, (2, 0.001), (2, 0.0003), 16)  # source, (epochs, rate) on samples and on rows; batch size
+SHORT = ["--source-epochs", "2", "--epochs", "2", "--networks", "2"]
 CLUSTERS = ["points", "pairs", "triplets"]
+
+
+def made_up(n=40, seed=0):
+    """Inputs, targets, groups and an order of two pairs, (n, ...); the first group is noisier."""
+    generator = np.random.default_rng(seed)
+    inputs, groups = generator.normal(size=(n, 3)), np.arange(n) % 2
+    order = 0.1 * generator.normal(size=(n, 2))
+    targets = np.sin(inputs[:, 0]) + 0.5 * inputs[:, 1] + order @ [2.0, -1.0]
+    return inputs, targets + generator.normal(size=n) * np.where(groups, 0.02, 0.4), groups, order
+
+
+def test_a_process_is_scikit_learns_where_that_has_one():
+    """One group, no order, nothing doubted: likelihood no less, and the same mean and deviation."""
+    inputs, targets, groups, _ = made_up()
+    none = np.zeros((40, 0))
+    process = processes.fit_process(inputs, targets, 0 * groups, none)
+    scaled = [(part - part.mean(0)) / part.std(0, ddof=1) for part in (inputs, targets)]
+    kernel = ConstantKernel(1.0, (1e-4, 1e3)) * Matern(np.full(3, 3.0), (1e-1, 1e3), 2.5) + WhiteKernel(0.1)
+    best = GaussianProcessRegressor(kernel).fit(*scaled)
+    theta = process.theta.numpy()
+    ours = best.kernel_.clone_with_theta(np.r_[theta[0], -theta[1:4] / 2, theta[4]])
+    assert best.log_marginal_likelihood(ours.theta) > best.log_marginal_likelihood_value_ - 1e-3
+    fixed = GaussianProcessRegressor(ours, optimizer=None).fit(*scaled)
+    new = made_up(seed=1)[0]
+    mean, deviation = fixed.predict((new - inputs.mean(0)) / inputs.std(0, ddof=1), return_std=True)
+    found, variance = processes.of_process(process, new, none, 0 * groups)
+    unit = targets.std(ddof=1)
+    np.testing.assert_allclose(found, targets.mean() + unit * mean, atol=1e-5)
+    np.testing.assert_allclose(np.sqrt(variance), unit * deviation, atol=1e-5)
+
+
+def test_rows_left_out():
+    """At their own and at other inputs: as a process without the row, of the same lengths, has it."""
+    inputs, targets, groups, order = made_up()
+    doubt = np.linspace(0.5, 3, 40)
+    process = processes.fit_process(inputs, targets, groups, order, doubt)
+    other = inputs[:, ::-1].copy()
+    for at in (None, other):
+        mean, variance = processes.left_out(process, at)
+        for i in (0, 7, 39):
+            rest = np.arange(40) != i
+            parts = (process.inputs, process.targets, process.groups, process.doubt, process.order)
+            one = processes.assembled(process.theta, *(part[rest] for part in parts), process.scales)
+            row = (inputs if at is None else other)[[i]]
+            expected = processes.of_process(one, row, order[[i]], groups[[i]])
+            assert (mean[i], variance[i]) == pytest.approx((expected[0][0], expected[1][0]), rel=1e-4)
+
+
+def test_noise_of_groups_outliers_and_order():
+    inputs, targets, groups, order = made_up(120)
+    targets[5] += 6
+    process = processes.robust_process(inputs, targets, groups, order)
+    noise = (process.theta[4:6].exp().sqrt() * process.scales[3]).tolist()
+    assert noise[0] == pytest.approx(0.4, rel=0.5) and noise[1] == pytest.approx(0.02, rel=2)
+    assert process.doubt[5] > 5 and np.median(process.doubt) < 1.3
+    at, still = np.zeros((2, 3)), np.zeros((2, 2))
+    step = np.array([[0.1, 0], [0, 0.1]])
+    effect = processes.of_process(process, at, step)[0] - processes.of_process(process, at, still)[0]
+    np.testing.assert_allclose(effect, [0.2, -0.1], atol=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -27,117 +91,152 @@ def split(data):
 
 
 @pytest.fixture(scope="module")
-def samples(small_data, data):
-    return generate.make_samples(small_data, data, "4+5", CLUSTERS)
-
-
-@pytest.fixture(scope="module")
-def fitted(data, split, samples):
-    """Teachers and networks: two seeds of two networks."""
-    return main_committee.fit_split(data, samples, split.train, [3, 5], 2, CLUSTERS, None, *SHORT)
+def model(data, split):
+    """Two seeds of two networks."""
+    return main_committee.fit_split(data, split.train, [3, 5], "4+5", 2, *LOOPS)
 
 
 def test_random_alloys():
-    """Blocks sum to one; pairs of a random FeNi0.6Co0.4 by hand."""
+    """Blocks sum to one; pairs of a random Fe0.5Ni0.3Co0.2 by hand."""
     system = common.System(("Fe", "Ni", "Co"), ())
     found = main_committee.at_random(system, np.array([[0.5, 0.3, 0.2], [1, 0, 0]]), CLUSTERS)
     columns = generate.ce_columns(system, CLUSTERS)
     first = dict(zip(columns, found[0]))
-    assert found.sum(1) == pytest.approx([3, 3])
-    assert (first["pair Fe-Fe"], first["pair Fe-Ni"]) == pytest.approx((0.25, 0.3))
+    assert first["pair Fe-Fe"] == pytest.approx(0.25) and first["pair Fe-Ni"] == pytest.approx(0.3)
     assert first["triplet Fe-Ni-Co"] == pytest.approx(6 * 0.03)
+    for block in CLUSTERS:
+        members = [columns.index(column) for column in common.cluster_columns(system, block)]
+        np.testing.assert_allclose(found[:, members].sum(1), 1)
 
 
-def test_teachers_label_as_what_they_are(data, split, samples, fitted):
-    teachers, _ = fitted
-    columns = generate.ce_columns(data.system, CLUSTERS)
-    for phase in common.PHASES:
-        rows = split.train[data.table.phase.to_numpy()[split.train] == phase]
-        plain = Ridge(1e-4).fit(data.clusters[columns].to_numpy()[rows], data.targets[rows])
-        process, expansion = teachers.label(samples.inputs[phase], phase, samples.occupation[phase])
-        np.testing.assert_allclose(expansion, plain.predict(samples.occupation[phase]), atol=1e-9)
-        # the process is a fit to the training rows: by its kernel, written out
-        inputs, targets = (
-            teachers.scalers.inputs.transform(data.inputs[split.train]),
-            teachers.scalers.target.transform(data.targets[split.train][:, None])[:, 0],
-        )
-        new = teachers.scalers.inputs.transform(samples.inputs[phase][:5])
-        kernel = teachers.process.kernel_
-        weights = np.linalg.solve(kernel(inputs) + 1e-10 * np.eye(len(inputs)), targets)
-        mean = (
-            kernel(new, inputs) @ weights * data.targets[split.train].std() + data.targets[split.train].mean()
-        )
-        np.testing.assert_allclose(process[:5], mean, atol=1e-6)
+def test_a_mixture_by_hand():
+    """Half 1 ± 1, half 3 ± 0: mean 2, variance 1/2 + 1."""
+    mean, variance = main_committee.mixture(
+        *(np.array([one]) for one in ([0.5, 0.5], [1.0, 3.0], [1.0, 0.0]))
+    )
+    assert (mean[0], variance[0]) == pytest.approx((2, 1.5))
 
 
-def test_row_weights_are_by_leaving_one_out(data, split, fitted):
-    process = fitted[0].process
-    many = data.table.n_components.to_numpy()[split.train] >= 4
-    errors = []
-    for left in range(len(many)):
-        rest = np.delete(np.arange(len(many)), left)
-        one = clone(process).set_params(kernel=process.kernel_, optimizer=None)
-        one.fit(process.X_train_[rest], process.y_train_[rest])
-        errors.append(process.y_train_[left] - one.predict(process.X_train_[[left]])[0])
-    square = np.square(errors)
-    weights = main_committee.row_weights(data, split.train, process)
-    assert weights.mean() == pytest.approx(1)
-    expected = min(square[many].mean() / square[~many].mean(), 1)
-    np.testing.assert_allclose(weights[~many] / weights[many][0], expected, rtol=1e-4)
-    assert expected < 1 and np.ptp(weights[many]) == 0
+def test_a_factor_holds_what_it_says():
+    """Of 1 to 100, with a place for the next error; never less than the normal distribution's."""
+    errors = np.arange(1, 101)
+    assert main_committee.factor(errors, np.ones(100)) == pytest.approx(np.quantile(errors, 0.909))
+    assert main_committee.factor(errors, 1e6 * errors) == 1.645
 
 
-def test_prediction_put_together_anew(data, fitted):
-    """Mean of process, CE on a random alloy, and each seed's own networks; 1.645 deviations beside it."""
-    teachers, trained = fitted
-    fractions, phases = np.full((2, 5), 0.2), ["bcc", "fcc"]
-    predicted, half_width = main_committee.predict(*fitted, 2, data.system, fractions, phases, CLUSTERS)
-    inputs = common.network_inputs(fractions, common.one_hot(phases, data.phases), data.system.elements)
-    occupation = main_committee.at_random(data.system, fractions, CLUSTERS)
-    networks = common.predict(trained, inputs)[0]  # (4, 2)
-    scale = teachers.scalers.target.scale_[0]
-    for i, phase in enumerate(phases):
-        process, expansion = teachers.label(inputs[[i]], phase, occupation[[i]])
-        for seed in (0, 1):
-            own = networks[2 * seed : 2 * seed + 2, i].mean()
-            assert predicted[seed, i] == pytest.approx((process[0] + expansion[0] + own) / 3)
-        scaled = teachers.scalers.inputs.transform(inputs[[i]])
-        deviation = teachers.process.predict(scaled, return_std=True)[1][0] * scale
-        assert half_width[i] == pytest.approx(1.645 * deviation)
-    assert len(set(networks[:, 0])) == 4
+def test_put_together_anew(data, model):
+    """Mean of process and networks in each phase, mixed by the chances, with the direct process."""
+    descriptors, lattice = common.descriptors(np.full((2, 5), 0.2), data.system.elements), np.eye(2)
+    order = np.zeros((2, model.given.order.shape[1]))
+    means, half_width, chances = main_committee.predict(model, descriptors, lattice, order)
+    assert chances.sum(1) == pytest.approx(1) and (chances[:, 2] < 0.1).all()  # no cell here is hcp
+    phases = [main_committee.in_phase(descriptors, k) for k in range(3)]
+    of_phases = np.array([processes.of_process(model.given, one, order, [1, 1]) for one in phases])
+    networks = np.array([common.predict(model.networks, one)[0] for one in phases])  # (3, 4, 2)
+    direct = processes.of_process(model.direct, np.hstack([descriptors, lattice]), order)[0]
+    for seed in (0, 1):
+        mean = (of_phases[:, 0] + networks[:, 2 * seed : 2 * seed + 2].mean(1)) / 2
+        mixed = model.weight * (chances.T * mean).sum(0) + (1 - model.weight) * direct
+        np.testing.assert_allclose(means[seed], mixed)
+        given, width = main_committee.predict_given(model, descriptors, phases[1][:, -3:], order)
+        np.testing.assert_allclose(given[seed], (mean[1] * 2 + of_phases[1, 0]) / 3)
+        np.testing.assert_allclose(width, model.factors[1] * of_phases[1, 1] ** 0.5)
+    assert (half_width >= 1.645 * of_phases[:, 1].min(0) ** 0.5).all()
+    assert len(np.unique(networks[:, :, 0])) == 3 * 4
 
 
-def test_networks_learn_from_both_teachers(data, split, samples, monkeypatch):
+@pytest.mark.parametrize("teacher", [0, 1])
+def test_networks_learn_from_both_teachers(data, split, monkeypatch, teacher):
     """With one teacher's labels moved, every other network moves, and only these."""
-    found = []
-    for shift in (0, 1):
-        label = main_committee.Teachers.label
+    rows, found = split.train, []
+    given = main_committee.fit_split(data, rows, [0], "4+5", 0, *LOOPS).given
+    plain = main_committee.taught_by
+    for factor in (1, -1):
 
-        def moved(self, *alloys, label=label, shift=shift):
-            process, expansion = label(self, *alloys)
-            return process, -expansion if shift else expansion
+        def moved(*arguments, factor=factor):
+            sets = list(plain(*arguments))
+            sets[teacher] = sets[teacher][0], factor * sets[teacher][1]
+            return sets
 
-        with monkeypatch.context() as patch:
-            patch.setattr(main_committee.Teachers, "label", moved)
-            _, trained = main_committee.fit_split(
-                data, samples, split.train, [0], 4, CLUSTERS, None, (2, 0.001), (1, 0.0), 16
-            )
+        monkeypatch.setattr(main_committee, "taught_by", moved)
+        loops = (True, (2, 0.001), (1, 0.0), 16)
+        trained = main_committee.fit_networks(data, rows, given, [0], "4+5", 4, *loops)
         found.append(trained.network.state_dict()["layers.4.weight"])
-    assert [torch.equal(one, other) for one, other in zip(*found)] == [True, False, True, False]
+    same = [torch.equal(one, other) for one, other in zip(*found)]
+    assert same == [bool(k % 2 != teacher) for k in range(4)]
+
+
+def test_the_order_of_a_cell(data):
+    """0 at random and where it is not known; of L1_2 FeNi3 by hand: no Fe beside Fe."""
+    fractions = np.array([[0.25, 0.75, 0, 0, 0]] * 2)
+    columns = generate.ce_columns(data.system, main_committee.ORDER)
+    clusters = pd.DataFrame(0.0, range(2), columns)
+    clusters.loc[0, ["pair Fe-Ni", "pair Ni-Ni", "second pair Fe-Fe", "second pair Ni-Ni"]] = [
+        0.5,
+        0.5,
+        0.25,
+        0.75,
+    ]
+    clusters.loc[1] = np.nan
+    order = pd.DataFrame(main_committee.order_of(data.system, fractions, clusters), columns=columns)
+    expected = {
+        "pair Fe-Fe": -1 / 16,
+        "pair Fe-Ni": 1 / 8,
+        "pair Ni-Ni": -1 / 16,
+        "second pair Fe-Ni": -3 / 8,
+    }
+    assert order.loc[0, list(expected)].to_dict() == pytest.approx(expected)
+    assert (order.loc[1] == 0).all() and (main_committee.order_of(data.system, fractions, None) == 0).all()
 
 
 def test_as_a_script(small_data, tmp_path):
-    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--source-epochs", "2", "--splits", "0,1"]
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *SHORT, "--splits", "0,1"]
     printed = run("main_committee.py", *flags, "--predict", "FeNiCoCr").out
     name = tmp_path / "committee_Ef_4+5_100_fixed"
     predictions = pd.read_csv(f"{name}_predictions.csv")
     test = predictions[predictions.set == "test"]
-    held = ((test["mean"] - test.true).abs() <= test.half_width_90).mean()
-    assert f"interval holds {held:.0%} of" in printed
-    # a checkpoint predicts what the run did
-    rows = predictions[predictions.split == 0][["structure"]].head(6)
-    rows.to_csv(tmp_path / "alloys.csv", index=False)
-    run("main_committee.py", *flags, "--checkpoint", f"{name}.pt", "--predict", tmp_path / "alloys.csv")
-    found = pd.read_csv(f"{name}_predicted_2.csv")
-    whole = predictions[predictions.structure.isin(rows.structure)].groupby("structure")["mean"].mean()
-    np.testing.assert_allclose(found["mean"], whole[rows.structure], atol=1e-6)
+    for mean, half_width in (("mean", "half_width_90"), ("mean_given_phase", "half_width_90_given_phase")):
+        held = ((test[mean] - test.true).abs() <= test[half_width]).mean()
+        assert f"interval{half_width[13:].replace('_', ' ')} holds {held:.0%} of" in printed
+    chances = predictions[["p_fcc", "p_bcc", "p_hcp"]]
+    np.testing.assert_allclose(chances.sum(axis=1), 1)
+    told = np.take(["fcc", "bcc", "hcp"], test[chances.columns].to_numpy().argmax(1)) == test.phase
+    assert f"phase: {told.mean():.0%} told" in printed  # the small data stayed on its lattices
+
+    # a checkpoint predicts what the run did, of the database with its arrangements
+    more = ["--checkpoint", f"{name}.pt", "--predict", small_data / "Database.csv"]
+    run("main_committee.py", *flags, *more, "--results-dir", tmp_path / "out")
+    found = pd.read_csv(next((tmp_path / "out").glob("*.csv"))).set_index("structures")
+    whole = predictions.groupby("structure").mean(numeric_only=True).loc[found.index]
+    columns = ["mean", "half_width_90", "p_fcc", "p_bcc", "p_hcp"]
+    np.testing.assert_allclose(found[columns], whole[columns], atol=1e-5)
+    own = np.where(found.phase == "fcc", found.mean_fcc, found.mean_bcc)
+    np.testing.assert_allclose(own, whole.mean_given_phase, atol=1e-5)
+
+
+def test_an_ordered_cell_is_not_its_random_alloy(small_data, tmp_path):
+    """Taught that unlike neighbours lower the energy, it gives L1_2 less than the alloy at random."""
+    data = shutil.copytree(small_data, tmp_path / "data")
+    loaded = common.load_data(small_data, small_data, "Ef", cells="lattice")
+    descriptors = loaded.inputs[:, :5]
+    order = main_committee.order_of(loaded.system, descriptors, loaded.clusters)
+    columns = generate.ce_columns(loaded.system, main_committee.ORDER)
+    unlike = [i for i, c in enumerate(columns) if c.startswith("pair") and len(set(c[5:].split("-"))) == 2]
+    energies = dict(zip(loaded.table.structure, -order[:, unlike].sum(1)))
+    frame = pd.read_csv(data / "Database.csv", index_col=0)
+    frame["Eform (eV/atom)"] = frame.structures.map(energies)
+    frame.to_csv(data / "Database.csv")
+    run("structure_stat.py", "--data-dir", data, "--cells", "lattice")
+    (tmp_path / "l12_fcc").write_text(Poscar(ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2)).get_str())
+    flags = ["--data-dir", data, "--results-dir", tmp_path, "--splits", "all", "--networks", "0"]
+    run("main_committee.py", *flags, "--predict", tmp_path / "l12_fcc", "FeNi3")
+    found = pd.read_csv(tmp_path / "committee_Ef_4+5_100_fixed_predicted.csv")
+    assert found["mean"][0] - found["mean"][1] == pytest.approx(-1 / 8, rel=0.3)  # 1/2 of its pairs for 3/8
+    assert found["half_width_90"][0] > found["half_width_90"][1]  # far off all that it was taught
+
+
+def test_alloys_without_structures(small_data, tmp_path):
+    (tmp_path / "data").mkdir()
+    shutil.copy(small_data / "Database.csv", tmp_path / "data")
+    flags = ["--data-dir", tmp_path / "data", "--results-dir", tmp_path, *SHORT]
+    assert "Test: R2" in run("main_committee.py", *flags).out
