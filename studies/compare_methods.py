@@ -53,7 +53,7 @@ import structure_stat
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results/compare"  # folder for what this script writes
-METHODS = "scratch scratch_prime da tl tl_tuned committee committee_scratch committee_processes ce ce_fixed gp svr"  # which to compare
+METHODS = "scratch scratch_prime da tl tl_tuned committee ce ce_fixed gp svr"  # more in LABELS
 PHASE_INPUTS = "named"  # named, found: what is known of the phase
 TARGETS = "Ef Ms"  # Ef, Ms
 ALLOY_SETS = "4+5 Total"  # 4+5, Total
@@ -195,7 +195,7 @@ def network_predictions(piece, data, data_dir, splits, seeds):
 
 
 def work(piece, data, data_dir, seeds):
-    """Fit a method on a chunk of splits: rows of the tidy table. A committee has rows of both phase inputs."""
+    """Fit a method on a chunk of splits: rows of the tidy table; a committee's are of both phase inputs."""
     started, method = time.time(), piece["method"]
     high_only = method == "scratch_prime"
     splits = [
@@ -224,10 +224,8 @@ def work(piece, data, data_dir, seeds):
             # of four and five elements. The alloys of few elements, in every training set, do not count.
             many = data.table.n_components >= (4 if piece["alloys"] == "4+5" else 0)
             row |= {"n_pool": many.sum() - len(split.test), "n_test": len(split.test)}
-            row |= {name: ensemble[name] for name in ("R2", "RMSE", "MAE")}
-            row |= {
-                f"single_{name}": np.mean([one[name] for one in single]) for name in ("R2", "RMSE", "MAE")
-            }
+            for name in ("R2", "RMSE", "MAE"):
+                row |= {name: ensemble[name], f"single_{name}": np.mean([one[name] for one in single])}
             if method in COMMITTEES:
                 row |= of_intervals(data, outcome, i, split, "" if phase_input == "named" else "_given_phase")
             rows.append(row | {"seconds": seconds})
