@@ -21,7 +21,6 @@ half_width_90, p_fcc, p_bcc, p_hcp, and mean_given_phase, half_width_90_given_ph
 
 import warnings
 from functools import partial
-from math import factorial
 from typing import NamedTuple
 
 import joblib
@@ -32,6 +31,7 @@ import generate
 import prediction
 import report
 import settings
+import structure_stat
 from processes import Process, assembled, fit_process, left_out, noise_of, of_process, robust_process
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -56,35 +56,12 @@ CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of traini
 
 METHOD = "committee"  # in the names of the results
 FOUND = common.INPUT_PHASES["found"]
-ORDER = ["pairs", "second_pairs"]  # blocks whose excess over a random alloy is the order of a cell
 LEAST_SHARE = 0.01  # no phase is impossible
 LEAST_ROWS = 10  # of a phase for a CE of its own; of rows of many elements for weights and intervals
 NORMAL_90 = 1.645  # half width of the normal distribution's 90 % interval: no stated one is less
 
 
 # ==== inputs ======================================================================================
-
-
-def at_random(system, fractions, blocks):
-    """Occupation probabilities of alloys with species at random: (n, n_columns) of generate.ce_columns."""
-    columns = []
-    for name in generate.ce_columns(system, blocks):
-        members = name.split()[-1].split("-")
-        number = np.array([members.count(element) for element in system.elements])
-        ways = factorial(len(members)) / np.prod([factorial(n) for n in number])
-        columns.append(ways * np.prod(fractions**number, axis=1))
-    return np.column_stack(columns)
-
-
-def order_of(system, fractions, clusters):
-    """Excess of neighbour pairs over a random alloy, (n, n_pairs); 0 where the arrangement is not known.
-
-    clusters: a frame of occupation probabilities on the lattice, nan in rows that are not known; or None.
-    """
-    random = at_random(system, fractions, ORDER)
-    if clusters is None:
-        return np.zeros_like(random)
-    return np.nan_to_num(clusters[generate.ce_columns(system, ORDER)].to_numpy() - random)
 
 
 def groups_of(fractions):
@@ -135,7 +112,7 @@ def fit_split(data, rows, seeds, alloys, n_networks, source, source_loop, loop, 
     descriptors, lattice = np.split(data.inputs[rows], [-len(data.phases)], axis=1)
     fractions = descriptors[:, :n_elements]
     clusters = None if data.clusters is None else data.clusters.iloc[rows]
-    order, groups = order_of(data.system, fractions, clusters), groups_of(fractions)
+    order, groups = structure_stat.order_of(data.system, fractions, clusters), groups_of(fractions)
     given = robust_process(np.hstack([descriptors, shares]), targets, groups, order)
     direct = robust_process(np.hstack([descriptors, lattice]), targets, groups, order)
     no_order = np.zeros((len(rows), 0))
@@ -190,7 +167,11 @@ def taught_by(data, rows, given, alloys, weights):
 
     fractions, _ = generate.sample_compositions(data.system, alloys)
     descriptors, columns = common.descriptors(fractions, data.system.elements), generate.CLUSTERS
-    no_order, random = order_of(data.system, fractions, None), at_random(data.system, fractions, columns)
+    no_order = structure_stat.order_of(data.system, fractions, None)
+    random = structure_stat.at_random(data.system, fractions, columns)
+        structure_stat.order_of(data.system, fractions, None),
+        structure_stat.at_random(data.system, fractions, columns),
+    )
     inputs, by_process, by_ce = [], [], []
     for k in range(len(FOUND)):
         inputs.append(in_phase(descriptors, k))
@@ -257,9 +238,9 @@ def fit(
     descriptors, lattice = np.split(data.inputs, [-len(data.phases)], axis=1)
     clusters = None
     if data.clusters is not None:
-        columns = generate.ce_columns(data.system, ORDER)
+        columns = generate.ce_columns(data.system, structure_stat.ORDER)
         clusters = data.clusters[columns].assign(**dict(zip(columns, common.known_before(data, columns).T)))
-    order = order_of(data.system, descriptors[:, : len(data.system.elements)], clusters)
+    order = structure_stat.order_of(data.system, descriptors[:, : len(data.system.elements)], clusters)
     found = [predict(one, descriptors, lattice, order) for one in models]
     given = [predict_given(one, descriptors, data.shares, order) for one in models]
     columns = {"half_width_90": [half_width for _, half_width, _ in found]}
@@ -297,7 +278,7 @@ def predictor(state, system, phases):
 
     def predict_alloys(fractions, names, clusters=None):
         descriptors = common.descriptors(fractions, system.elements)
-        order, lattice = order_of(system, fractions, clusters), common.one_hot(names, phases)
+        order, lattice = structure_stat.order_of(system, fractions, clusters), common.one_hot(names, phases)
         means, half_widths, chances = zip(*(predict(one, descriptors, lattice, order) for one in models))
         columns = {"half_width_90": np.mean(half_widths, axis=0)}
         columns |= {f"p_{phase}": np.mean(chances, axis=0)[:, k] for k, phase in enumerate(FOUND)}

@@ -20,6 +20,7 @@ import settings
 from common import INPUT_PHASES, METHODS, PHASES, TARGETS, System
 from settings import InputError
 
+ORDER_MARGIN = 0.01  # of a pair's probability
 MOST_LINES = 40  # printed; all are in the file
 
 
@@ -158,6 +159,12 @@ def alloys_of_csv(path, phases):
     return carried.rename(columns=clash).join(pd.DataFrame(rows))
 
 
+def elements_of(formula):
+    from pymatgen.core import Composition
+
+    return [str(element) for element in Composition(formula)]
+
+
 def arrangements(frame, system):
     """Clusters of the alloys on their lattice, (n, n_columns) of all BLOCKS, and remarks on each.
 
@@ -172,6 +179,9 @@ def arrangements(frame, system):
             continue
         import structure_stat
 
+        for i in [i for i in rows if not common.allowed(system, elements_of(frame.formula[i]))]:
+            remarks[i].append("arrangement not read: no cluster holds a pair that is excluded")
+            rows.remove(i)
         paths, formulas = [frame.poscar[i] for i in rows], [frame.formula[i] for i in rows]
         known, _ = structure_stat.own_cells(paths, formulas, phase, system)
         for i, path, formula in zip(rows, paths, formulas):
@@ -210,11 +220,22 @@ def save_checkpoint(chosen, data, splits, outcome, path):
             "unseen": [[data.system.elements[i] for i in pair] for pair in unseen],
             "least": torch.tensor(data.inputs[rows].min(0)),
             "greatest": torch.tensor(data.inputs[rows].max(0)),
+            "most_order": most_order(data, rows),
             "n_components": sorted(set(data.table.n_components.to_numpy()[rows].tolist())),
         },
         buffer,
     )
     path.write_bytes(buffer.getvalue())
+
+
+def most_order(data, rows):
+    """Greatest excess of a neighbour pair over the random alloy among some rows; 0 without lattice tables."""
+    if data.cells != "lattice":
+        return 0.0
+    from structure_stat import order_of
+
+    order = order_of(data.system, data.inputs[:, : len(data.system.elements)], data.clusters)
+    return float(np.abs(order[rows]).max())
 
 
 def load_checkpoint(path):
@@ -259,7 +280,7 @@ def checked(saved):
         list(elements) == saved["elements"] and {element for pair in pairs for element in pair} <= {*elements}
         and all(bound.shape == (len(elements) + 4 + len(known),) for bound in bounds)
         and np.isfinite(bounds).all() and type(saved["data"]) is str
-        and saved["phases"] and {*saved["phases"]} <= {*known}
+        and saved["most_order"] >= 0 and saved["phases"] and {*saved["phases"]} <= {*known}
         and all(type(number) is int for number in saved["n_components"])
         # Those of elements outside ELEMENT_TABLE may have been others when it was trained.
         and np.array_equal(saved["properties"], common.element_properties(elements))
@@ -316,6 +337,8 @@ def predict_for(chosen, checkpoint):
     """Write and print the predictions of a checkpoint for the alloys of PREDICT."""
     from pymatgen.core import Composition
 
+    from structure_stat import order_of, short_range_order
+
     predict_alloys, saved = load_checkpoint(checkpoint)
     for name in ("TARGET", "METHOD", "PHASE_INPUT"):
         said = saved[name.lower()]
@@ -332,6 +355,12 @@ def predict_for(chosen, checkpoint):
         part, system = frame.loc[known], System(elements, tuple(map(frozenset, saved["excluded"])))
         fractions = common.mole_fractions(part.formula, elements)
         clusters, of_cells = arrangements(part.reset_index(drop=True), system)
+        order = np.abs(order_of(system, fractions, clusters)).max(1)
+        for remark, most in zip(of_cells, order):
+            if most > saved["most_order"] + ORDER_MARGIN and saved["module"] == "main_committee":
+                remark.append(
+                    f"a pair {most:.2f} off the random alloy, {saved['most_order']:.2f} at most seen"
+                )
         of_training = outside(saved, fractions, part.phase, [amounts[i] for i in known])
         for i, *more in zip(known, of_training, of_cells):
             remarks[i] += [remark for some in more for remark in some]
@@ -340,8 +369,6 @@ def predict_for(chosen, checkpoint):
         found = pd.DataFrame(columns, index=known)
         found[[name not in saved["phases"] for name in part.phase]] = np.nan  # it says nothing of them
         if clusters.notna().any(axis=None):
-            from structure_stat import short_range_order
-
             order = short_range_order(clusters, system).dropna(axis=1, how="all").set_axis(known)
             found = found.join(order)
             if saved["module"] == "common":

@@ -20,6 +20,7 @@ shares are always of the cell as given.
 from contextlib import suppress
 from functools import cache
 from itertools import combinations, product
+from math import factorial
 
 import joblib
 import numpy as np
@@ -44,6 +45,7 @@ SECOND_SHELL = 6  # atoms, in both
 CHUNK = 16  # structures counted together: many make numpy's loops long, few stay in the processor's cache
 PARALLEL_FROM = 2000  # structures; fewer are counted before the workers have started
 DECIMALS = 9  # of the tables, as published; cluster expansions are fitted to what is rounded
+ORDER = ["pairs", "second_pairs"]  # blocks whose excess over a random alloy is the order of a cell
 ROUNDS = 8  # in the search for neighbours; with as many, some atom stands alone in an empty cell
 
 
@@ -314,6 +316,29 @@ def short_range_order(clusters, system):
             at_random = (1 + (i != j)) * clusters[i] * clusters[j]  # either of the two may come first
             order[f"alpha{shell} {i}-{j}"] = 1 - clusters[column] / at_random.where(at_random > 0)
     return pd.DataFrame(order)
+
+
+def at_random(system, fractions, blocks):
+    """Occupation probabilities of alloys with species at random: (n, n_columns) the columns of these blocks."""
+    columns = []
+    for name in (column for block in blocks for column in common.cluster_columns(system, block)):
+        members = name.split()[-1].split("-")
+        number = np.array([members.count(element) for element in system.elements])
+        ways = factorial(len(members)) / np.prod([factorial(n) for n in number])
+        columns.append(ways * np.prod(fractions**number, axis=1))
+    return np.column_stack(columns)
+
+
+def order_of(system, fractions, clusters):
+    """Excess of neighbour pairs over a random alloy, (n, n_pairs); 0 where the arrangement is not known.
+
+    clusters: a frame of occupation probabilities on the lattice, nan in rows that are not known; or None.
+    """
+    random = at_random(system, fractions, ORDER)
+    if clusters is None:
+        return np.zeros_like(random)
+    columns = [column for block in ORDER for column in common.cluster_columns(system, block)]
+    return np.nan_to_num(clusters[columns].to_numpy() - random)
 
 
 def mean_valence(formulas, system):

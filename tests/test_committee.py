@@ -15,6 +15,7 @@ import common
 import generate
 import main_committee
 import processes
+import structure_stat
 
 LOOPS = (True, (2, 0.001), (2, 0.0003), 16)  # source, (epochs, rate) on samples and on rows; batch size
 SHORT = ["--source-epochs", "2", "--epochs", "2", "--networks", "2"]
@@ -99,7 +100,7 @@ def model(data, split):
 def test_random_alloys():
     """Blocks sum to one; pairs of a random Fe0.5Ni0.3Co0.2 by hand."""
     system = common.System(("Fe", "Ni", "Co"), ())
-    found = main_committee.at_random(system, np.array([[0.5, 0.3, 0.2], [1, 0, 0]]), CLUSTERS)
+    found = structure_stat.at_random(system, np.array([[0.5, 0.3, 0.2], [1, 0, 0]]), CLUSTERS)
     columns = generate.ce_columns(system, CLUSTERS)
     first = dict(zip(columns, found[0]))
     assert first["pair Fe-Fe"] == pytest.approx(0.25) and first["pair Fe-Ni"] == pytest.approx(0.3)
@@ -169,7 +170,7 @@ def test_networks_learn_from_both_teachers(data, split, monkeypatch, teacher):
 def test_the_order_of_a_cell(data):
     """0 at random and where it is not known; of L1_2 FeNi3 by hand: no Fe beside Fe."""
     fractions = np.array([[0.25, 0.75, 0, 0, 0]] * 2)
-    columns = generate.ce_columns(data.system, main_committee.ORDER)
+    columns = generate.ce_columns(data.system, structure_stat.ORDER)
     clusters = pd.DataFrame(0.0, range(2), columns)
     clusters.loc[0, ["pair Fe-Ni", "pair Ni-Ni", "second pair Fe-Fe", "second pair Ni-Ni"]] = [
         0.5,
@@ -178,7 +179,7 @@ def test_the_order_of_a_cell(data):
         0.75,
     ]
     clusters.loc[1] = np.nan
-    order = pd.DataFrame(main_committee.order_of(data.system, fractions, clusters), columns=columns)
+    order = pd.DataFrame(structure_stat.order_of(data.system, fractions, clusters), columns=columns)
     expected = {
         "pair Fe-Fe": -1 / 16,
         "pair Fe-Ni": 1 / 8,
@@ -186,7 +187,7 @@ def test_the_order_of_a_cell(data):
         "second pair Fe-Ni": -3 / 8,
     }
     assert order.loc[0, list(expected)].to_dict() == pytest.approx(expected)
-    assert (order.loc[1] == 0).all() and (main_committee.order_of(data.system, fractions, None) == 0).all()
+    assert (order.loc[1] == 0).all() and (structure_stat.order_of(data.system, fractions, None) == 0).all()
 
 
 def test_as_a_script(small_data, tmp_path):
@@ -219,8 +220,8 @@ def test_an_ordered_cell_is_not_its_random_alloy(small_data, tmp_path):
     data = shutil.copytree(small_data, tmp_path / "data")
     loaded = common.load_data(small_data, small_data, "Ef", cells="lattice")
     descriptors = loaded.inputs[:, :5]
-    order = main_committee.order_of(loaded.system, descriptors, loaded.clusters)
-    columns = generate.ce_columns(loaded.system, main_committee.ORDER)
+    order = structure_stat.order_of(loaded.system, descriptors, loaded.clusters)
+    columns = generate.ce_columns(loaded.system, structure_stat.ORDER)
     unlike = [i for i, c in enumerate(columns) if c.startswith("pair") and len(set(c[5:].split("-"))) == 2]
     energies = dict(zip(loaded.table.structure, -order[:, unlike].sum(1)))
     frame = pd.read_csv(data / "Database.csv", index_col=0)
