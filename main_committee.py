@@ -169,9 +169,6 @@ def taught_by(data, rows, given, alloys, weights):
     descriptors, columns = common.descriptors(fractions, data.system.elements), generate.CLUSTERS
     no_order = structure_stat.order_of(data.system, fractions, None)
     random = structure_stat.at_random(data.system, fractions, columns)
-        structure_stat.order_of(data.system, fractions, None),
-        structure_stat.at_random(data.system, fractions, columns),
-    )
     inputs, by_process, by_ce = [], [], []
     for k in range(len(FOUND)):
         inputs.append(in_phase(descriptors, k))

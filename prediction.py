@@ -358,9 +358,8 @@ def predict_for(chosen, checkpoint):
         order = np.abs(order_of(system, fractions, clusters)).max(1)
         for remark, most in zip(of_cells, order):
             if most > saved["most_order"] + ORDER_MARGIN and saved["module"] == "main_committee":
-                remark.append(
-                    f"a pair {most:.2f} off the random alloy, {saved['most_order']:.2f} at most seen"
-                )
+                seen = f"{saved['most_order']:.2f} at most seen"
+                remark.append(f"a pair's probability is {most:.2f} off the random alloy's, {seen}")
         of_training = outside(saved, fractions, part.phase, [amounts[i] for i in known])
         for i, *more in zip(known, of_training, of_cells):
             remarks[i] += [remark for some in more for remark in some]

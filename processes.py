@@ -11,8 +11,8 @@ import torch
 
 FREEDOM, ROUNDS = 4, 3  # degrees of the Student-t noise, and how often rows are weighed anew
 LENGTH, SPREAD = 3, 1.5  # where a prior is asked for: lengths are expected about this, in natural logarithms
-# The squared effect of the order, in deviations of the target for a pair more in one: pair interactions of some
-# tenths of an eV. Where no row is ordered, nothing else says that an ordered cell may differ.
+# The squared effect of the order, in deviations of the target for a pair more in one: pair interactions of
+# some tenths of an eV. Where no row is ordered, nothing else says that an ordered cell may differ.
 ORDER_EFFECT = 10
 
 
@@ -74,9 +74,7 @@ def fit_process(inputs, targets, groups, order, doubt=None, start=None, prior=Fa
         total.backward()
         return total.item(), theta.grad.numpy()
 
-    first = np.r_[
-        0, np.full(n_inputs, -2 * np.log(LENGTH)), np.full(n_groups, np.log(0.1)), np.log(ORDER_EFFECT)
-    ]
+    first = [0, *[-2 * np.log(LENGTH)] * n_inputs, *[np.log(0.1)] * n_groups, np.log(ORDER_EFFECT)]
     bounds = [(-9.0, 7.0), *[(-14.0, 4.6)] * n_inputs, *[(-11.5, 0.7)] * n_groups, (-9.0, 9.0)]
     options = {"maxiter": 200}
     found = minimize(loss, first if start is None else start, jac=True, bounds=bounds, options=options)

@@ -319,7 +319,7 @@ def short_range_order(clusters, system):
 
 
 def at_random(system, fractions, blocks):
-    """Occupation probabilities of alloys with species at random: (n, n_columns) the columns of these blocks."""
+    """Occupation probabilities of alloys with species at random: (n, n_columns), of these blocks."""
     columns = []
     for name in (column for block in blocks for column in common.cluster_columns(system, block)):
         members = name.split()[-1].split("-")
