@@ -7,8 +7,9 @@
 Reads the occupation tables of structure_stat.py (--cells given lattice). Peers, on the networks' inputs
 and the same rows: Gaussian process with an anisotropic Matérn kernel (gp), support vector regression
 (svr), random forest (rf), gradient boosting (gb); and, on the arrangement of species on the lattice, the
-cluster expansion alone (ce; ce_fixed with the published penalty). Each chooses its hyperparameters inside
-the training set. Networks count as the ensemble mean over SEEDS.
+cluster expansion alone (ce; ce_fixed with the published penalty) and a Bayesian ridge with automatic
+relevance (ard); a Gaussian process mixed over the phases that may become of an alloy (gp_mixture). Each
+chooses its hyperparameters inside the training set. Networks count as the ensemble mean over SEEDS.
 
 PHASE_INPUTS named: alloy and lattice in the name -> the label in the table, the published question.
 found: alloy and the shares of fcc, bcc and hcp that its cell has -> the label, a property in a phase that
@@ -69,6 +70,7 @@ CHUNK = 5  # splits per piece of work: the networks of all train side by side
 LABELS = common.METHODS | {
     "committee_scratch": "committee, networks not taught", "committee_processes": "committee, no networks",
     "tl_tuned": "TL, the CE's penalty tuned", "ce": "CE alone", "ce_fixed": "CE alone, published penalty",
+    "ard": "Bayesian ridge on clusters", "gp_mixture": "Gaussian process over phases",
     "gp": "Gaussian process", "svr": "support vectors", "rf": "random forest",
     "gb": "gradient boosting",
 }  # fmt: skip
@@ -98,25 +100,64 @@ def predict_ce(alpha):
     return predict
 
 
-def predict_gp(data, train, test, number, rule):
+def predict_ard(data, train, test, number, rule):
+    """Bayesian ridge with automatic relevance on the clusters on the lattice and the phase."""
+    from sklearn.linear_model import ARDRegression
+
+    columns = generate.ce_columns(data.system, generate.CLUSTERS)
+    clusters = common.known_before(data, columns, rule)
+    inputs = np.hstack([clusters, data.inputs[:, -len(data.phases) :]])
+    scalers = common.Scalers.fit(inputs[train], data.targets[train])
+    model = ARDRegression().fit(*scalers.transform(inputs[train], data.targets[train]))
+    scaled = model.predict(scalers.inputs.transform(inputs[test]))
+    return scalers.target.inverse_transform(scaled[:, None])[:, 0]
+
+
+def gaussian_process(inputs, targets):
     """Matérn kernel with a length per input, and noise; smoothness 3/2 or 5/2 by likelihood."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-    scalers = common.Scalers.fit(data.inputs[train], data.targets[train])
-    inputs, targets = scalers.transform(data.inputs[train], data.targets[train])
     models = []
     for nu in (1.5, 2.5):
-        lengths = np.full(inputs.shape[1], 3.0)
-        kernel = ConstantKernel(1.0, (1e-2, 1e3)) * Matern(lengths, (1e-1, 1e3), nu) + WhiteKernel(
-            0.1, (1e-4, 1)
-        )
+        lengths, noise = np.full(inputs.shape[1], 3.0), WhiteKernel(0.1, (1e-4, 1))
+        kernel = ConstantKernel(1.0, (1e-2, 1e3)) * Matern(lengths, (1e-1, 1e3), nu) + noise
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: an input of no use
             models.append(GaussianProcessRegressor(kernel).fit(inputs, targets))
-    best = max(models, key=lambda model: model.log_marginal_likelihood_value_)
-    scaled = best.predict(scalers.inputs.transform(data.inputs[test]))
+    return max(models, key=lambda model: model.log_marginal_likelihood_value_)
+
+
+def predict_gp(data, train, test, number, rule):
+    scalers = common.Scalers.fit(data.inputs[train], data.targets[train])
+    model = gaussian_process(*scalers.transform(data.inputs[train], data.targets[train]))
+    scaled = model.predict(scalers.inputs.transform(data.inputs[test]))
+    return scalers.target.inverse_transform(scaled[:, None])[:, 0]
+
+
+def predict_gp_mixture(data, train, test, number, rule):
+    """A process told the phase found, its mean over the phases that a classifier expects of the alloy."""
+    from sklearn.gaussian_process import GaussianProcessClassifier
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+    from sklearn.preprocessing import StandardScaler
+
+    phases = common.INPUT_PHASES["found"]
+    descriptors, became = data.inputs[:, : -len(data.phases)], data.shares.argmax(1)
+    inputs = np.hstack([descriptors, data.shares])
+    scalers = common.Scalers.fit(inputs[train], data.targets[train])
+    model = gaussian_process(*scalers.transform(inputs[train], data.targets[train]))
+    known = StandardScaler().fit(data.inputs[train])
+    kernel = ConstantKernel(3.0) * RBF(3.0)
+    classes, chances = np.unique(became[train]), np.ones((len(test), 1))
+    if len(classes) > 1:
+        classifier = GaussianProcessClassifier(kernel, random_state=number)
+        classifier.fit(known.transform(data.inputs[train]), became[train])
+        chances = classifier.predict_proba(known.transform(data.inputs[test]))
+    scaled = 0
+    for k, chance in zip(classes, chances.T):
+        of_phase = np.hstack([descriptors[test], np.tile(np.eye(len(phases))[k], (len(test), 1))])
+        scaled = scaled + chance * model.predict(scalers.inputs.transform(of_phase))
     return scalers.target.inverse_transform(scaled[:, None])[:, 0]
 
 
@@ -157,6 +198,8 @@ def boosting(number):
 PEERS = {
     "ce": predict_ce("tuned"),
     "ce_fixed": predict_ce(None),
+    "ard": predict_ard,
+    "gp_mixture": predict_gp_mixture,
     "gp": predict_gp,
     "svr": predict_by_search(
         support_vectors, {"C": [1, 3, 10, 30, 100], "gamma": [0.01, 0.03, 0.1], "epsilon": [0.02, 0.1, 0.2]}
@@ -260,7 +303,7 @@ def pieces_of(chosen):
                 for phase_input, method in product(chosen.PHASE_INPUTS, chosen.METHODS):
                     if method == "scratch_prime" and percent == 0:
                         continue  # nothing is left to train on
-                    if method in (*ON_CLUSTERS, *COMMITTEES) and phase_input == "found":
+                    if method in (*ON_CLUSTERS, *COMMITTEES, "gp_mixture") and phase_input == "found":
                         continue
                     for rule in rules_of.get(method, ["training set"]):
                         for start in range(0, len(chosen.SPLITS), CHUNK):
