@@ -135,3 +135,17 @@ def robust_process(inputs, targets, groups, order):
         mean, variance = left_out(process)
         doubt, start = (FREEDOM + (targets - mean) ** 2 / variance) / (FREEDOM + 1), process.theta.numpy()
     return fit_process(inputs, targets, groups, order, doubt, start)
+
+
+def covariance(process, inputs, order):
+    """Of the target between rows, without noise, (n, n), in the target's unit squared."""
+    inputs, order = (torch.as_tensor(inputs) - process.scales[0]) / process.scales[1], torch.as_tensor(order)
+    cross = kernel(process.theta, inputs, process.inputs, order, process.order)
+    own = kernel(process.theta, inputs, inputs, order, order)
+    return (process.scales[3] ** 2 * (own - cross @ process.inverse @ cross.T)).numpy()
+
+
+def noise_in_units(process, groups):
+    """Variance of the noise of each row, (n,), in the target's unit squared."""
+    noise = noise_of(process.theta, process.inputs.shape[1], torch.as_tensor(groups))
+    return (process.scales[3] ** 2 * noise).numpy()

@@ -56,10 +56,15 @@ def load(chosen, high_only=False, cells="given"):
                 raise InputError(
                     f"split {number}: PERCENT {chosen.PERCENT:g} leaves no {phase} training alloys"
                 )
-        if np.ptp(data.targets[train]) == 0:
-            value = f"{data.targets[train][0]:g} in all {len(train)} training alloys"
-            raise InputError(f"split {number}: {chosen.TARGET} is {value}, so that there is nothing to learn")
+        refuse_constant(data, train, f"split {number}: ")
     return data, splits
+
+
+def refuse_constant(data, rows, where):
+    """InputError where all the rows have one and the same value."""
+    if np.ptp(data.targets[rows]) == 0:
+        value = f"{data.targets[rows][0]:g} in all {len(rows)} training alloys"
+        raise InputError(f"{where}{data.target} is {value}, so that there is nothing to learn")
 
 
 def scores(true, predicted, target_scale=1.0):

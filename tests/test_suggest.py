@@ -1,0 +1,98 @@
+"""What to calculate next: the picks against sums written out, and the script as a user runs it."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import files, run
+
+import common
+import suggest
+
+
+def made_up(n=12, seed=0):
+    """A covariance of candidates and a noise."""
+    generator = np.random.default_rng(seed)
+    roots = generator.normal(size=(n, 4)) * np.linspace(0.3, 1.5, n)[:, None]
+    return roots @ roots.T + 0.1 * np.eye(n), generator.uniform(0.05, 0.5, n)
+
+
+def conditioned(covariance, noise, picks):
+    """The covariance given all picks at once."""
+    own = covariance[np.ix_(picks, picks)] + np.diag(noise[picks])
+    cross = covariance[:, picks]
+    return covariance - cross @ np.linalg.solve(own, cross.T)
+
+
+def test_the_most_telling_leave_the_least_variance():
+    covariance, noise = made_up()
+    picks, shares = suggest.most_telling(covariance, noise, 4)
+    for n in range(4):
+        left = [np.trace(conditioned(covariance, noise, [*picks[:n], i])) for i in range(12)]
+        assert picks[n] == min(set(range(12)) - set(picks[:n]), key=lambda i: left[i])
+        assert 1 - sum(shares[: n + 1]) == pytest.approx(left[picks[n]] / np.trace(covariance))
+
+
+@pytest.mark.parametrize("goal", ["high", "low"])
+def test_expected_improvement_by_drawing(goal):
+    """The first pick's gain as drawn; a likelihood of zero rules an alloy out; none is picked twice."""
+    covariance, noise = made_up()
+    generator, mean = np.random.default_rng(1), np.linspace(-1, 1, 12)
+    deviation = np.sqrt(covariance.diagonal() + 0.2)
+    arguments = [mean, deviation, covariance, noise, np.ones(12), 0.5]
+    picks, gains = suggest.most_promising(*arguments, goal, 12)
+    drawn = mean + deviation * generator.normal(size=(200_000, 12))
+    ahead = drawn - 0.5 if goal == "high" else 0.5 - drawn
+    expected = np.maximum(ahead, 0).mean(0)
+    assert picks[0] == expected.argmax() and gains[0] == pytest.approx(expected.max(), rel=0.02)
+    assert sorted(picks) == list(range(12))
+    arguments[4] = np.where(np.arange(12) == picks[0], 0, 1)
+    assert suggest.most_promising(*arguments, goal, 1)[0] == [expected.argsort()[-2]]
+
+
+def flags(small_data, tmp_path):
+    return ["suggest.py", "--data-dir", small_data, "--results-dir", tmp_path, "--number", "3"]
+
+
+def test_as_a_script(small_data, tmp_path):
+    run(*flags(small_data, tmp_path))
+    goal = ["--target", "Ms", "--goal", "high", "--bound", "0.05"]
+    run(*flags(small_data, tmp_path), *goal)
+    learn, high = (pd.read_csv(tmp_path / f"suggested_{n}.csv") for n in ("Ef_learn", "Ms_high"))
+    assert learn.number.tolist() == [1, 2, 3] and (high.p_below_bound <= 1).all()
+    assert not (learn.half_width_90 <= 0).any() and learn.reason.str.contains("variance").all()
+    database = pd.read_csv(small_data / "Database.csv").structures.str.replace("_sqs", " ")
+    known = {
+        tuple(common.mole_fractions([n.split()[0]], ["Fe", "Ni", "Co", "Cr", "Mn"])[0]) for n in database
+    }
+    new = common.mole_fractions(learn.formula, ["Fe", "Ni", "Co", "Cr", "Mn"])
+    assert not {tuple(row) for row in new} & known
+    assert (tmp_path / "suggested_Ef_learn.png").stat().st_size > 5000
+
+
+def test_candidates_of_ones_own(small_data, tmp_path):
+    """Those that the database holds are no candidates, nor is one twice."""
+    held = pd.read_csv(small_data / "Database.csv").structures[0]
+    path = tmp_path / "alloys.csv"
+    rows = [held.split("_")[0], "FeNi7CoCr", "Fe2Ni14Co2Cr2", "FeNiCo5Cr", "FeNiCoCr5"]
+    path.write_text("formula,phase\n" + "".join(f"{row},{held[-3:]}\n" for row in rows))
+    run(*flags(small_data, tmp_path), "--candidates", path)
+    found = pd.read_csv(tmp_path / "suggested_Ef_learn.csv")
+    assert set(found.formula) == {"FeNi7CoCr", "FeNiCo5Cr", "FeNiCoCr5"}
+    more = ["--candidates", path, "--number", "4"]
+    assert "only 3 candidates" in run(*flags(small_data, tmp_path), *more, status=2).err
+
+
+def test_bad_input(small_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "icet", None)
+    (tmp_path / "alloys.csv").write_text("formula\nFeAl\n")
+    for more, expected in (
+        (["--bound", "0"], "with GOAL"),
+        (["--goal", "best"], "high, low"),
+        (["--sqs-atoms", "32"], "pip install icet"),
+        (["--candidates", tmp_path / "alloys.csv"], "got FeAl"),
+    ):
+        error = run(*flags(small_data, tmp_path / "out"), *more, status=2).err
+        assert expected in error and len(error.splitlines()) == 1
+    assert not files(tmp_path / "out")
