@@ -63,6 +63,20 @@ def test_training(small_data, tmp_path, method):
     assert (tmp_path / f"{name.name}_parity.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("alloys", ["4+5", "Total"])
+def test_parity_plots(small_data, tmp_path, pictures, alloys):
+    """Method, data, unit and what was asked, in words; intervals of the method that states them."""
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--target", "Ms", "--alloys", alloys]
+    run("main.py", *flags, *TINY, "--percent", "50", "--phase-input", "found")
+    run("main_committee.py", *flags, "--networks", "2", "--source-epochs", "1", "--epochs", "2")
+    plain, bars = pictures.values()
+    words = {"4+5": "of four and five elements, 50 % of them", "Total": "50 % of those of four and five"}
+    for text in (words[alloys], "Scratch, phase as found, epoch selected on the test set", "CHGNet"):
+        assert text in plain
+    assert re.search(r"test \(\d+\): R² \S+, RMSE \S+ μB/atom", plain) and "magnetisation in the" in plain
+    assert "90 % interval" in bars and "Committee, phase as named" in bars and "90 %" not in plain
+
+
 @pytest.mark.parametrize(
     ("script", "more"), [("main.py", ["--seeds", "5"]), ("generate.py", ["--alpha", "1"])]
 )
