@@ -34,6 +34,7 @@ def test_flags(script):
     assert error.startswith(f"{script}: unrecognized") and error.count("\n") == 1
     assert error.split("the flags are ")[1].split() == flags
     described = run(script, "--help").out
+    assert "mub" not in described
     assert all(re.search(rf"^  {flag} .*\n? *\w", described, re.MULTILINE) for flag in flags)
 
 
@@ -75,6 +76,14 @@ def test_parity_plots(small_data, tmp_path, pictures, alloys):
         assert text in plain
     assert re.search(r"test \(\d+\): R² \S+, RMSE \S+ μB/atom", plain) and "magnetisation in the" in plain
     assert "90 % interval" in bars and "Committee, phase as named" in bars and "90 %" not in plain
+
+
+def test_pictures_of_interactions(small_data, tmp_path, pictures):
+    run("generate.py", "--data-dir", small_data, "--results-dir", tmp_path, "--clusters", "points")
+    for phase in common.PHASES:
+        said = next(text for name, text in pictures.items() if f"eci_{phase}" in name)
+        for words in (f"Cluster expansion of the formation energy in {phase}", "CHGNet", "(eV/atom)"):
+            assert words in said
 
 
 @pytest.mark.parametrize(
