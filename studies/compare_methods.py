@@ -23,11 +23,11 @@ comparison.md, learning_curve.png and paired.png.
 import hashlib
 import inspect
 import json
-import os
 import sys
 import time
 import warnings
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -278,16 +278,19 @@ def joblib_backend(backend, scheduler):
     """In it joblib runs on this machine's cores, or on a Dask or Ray cluster."""
     with ExitStack() as stack:
         more = {}
-        if backend == "dask":
-            from distributed import Client
+        try:
+            if backend == "dask":
+                from distributed import Client
 
-            more["client"] = stack.enter_context(Client(scheduler))
-        if backend == "ray":
-            import ray
-            from ray.util.joblib import register_ray
+                more["client"] = stack.enter_context(Client(scheduler))
+            if backend == "ray":
+                import ray
+                from ray.util.joblib import register_ray
 
-            ray.init(address=scheduler)
-            register_ray()
+                ray.init(address=scheduler)
+                register_ray()
+        except ImportError as error:
+            raise settings.InputError(f"BACKEND {backend}: expected it installed ({error})") from None
         stack.enter_context(joblib.parallel_config(backend, **more))
         yield
 
@@ -468,14 +471,14 @@ def main():
         part_path(folder, piece, data[data_key(piece)], seeds, code[piece["method"]]) for piece in pieces
     ]
     todo = [(piece, path) for piece, path in zip(pieces, paths) if not path.exists()]
-    os.environ["TQDM_DISABLE"] = "1"  # the workers' bars; this one is the script's
 
     def call(piece, path):
+        common.tqdm = partial(tqdm, disable=True)  # wherever it runs; the one bar is the script's
         return path, work(piece, data[data_key(piece)], chosen.DATA_DIR, seeds)
 
     with (
         joblib_backend(chosen.BACKEND, chosen.SCHEDULER),
-        tqdm(total=len(pieces), initial=len(pieces) - len(todo), disable=False) as bar,
+        tqdm(total=len(pieces), initial=len(pieces) - len(todo)) as bar,
     ):
         calls = (joblib.delayed(call)(*one) for one in todo)
         for path, rows in joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls):

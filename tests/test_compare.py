@@ -110,7 +110,7 @@ def compare(data, folder, *more):
     return frame.sort_values(["method", "rule", "split"], ignore_index=True)
 
 
-def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path, pictures):
+def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path, pictures, capfd):
     methods = ["--methods", "scratch", "ce", "svr", "--rules", "validation"]
     here = compare(small_data, tmp_path / "here", *methods)
     assert set(here.method) == {"scratch", "ce", "svr"} and len(here) == 6
@@ -130,6 +130,16 @@ def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path, picture
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        capfd.readouterr()
         flags = [*methods, "--backend", "dask", "--scheduler", cluster.scheduler_address]
         there = compare(small_data, tmp_path / "there", *flags)
+        assert "epoch" not in capfd.readouterr().err  # the workers' bars
     pd.testing.assert_frame_equal(there, here, rtol=1e-4)
+
+
+def test_a_backend_that_is_not_installed(small_data, tmp_path, monkeypatch):
+    for package, backend in (("ray", "ray"), ("distributed", "dask")):
+        monkeypatch.setitem(sys.modules, package, None)
+        flags = ["--data-dir", small_data, "--results-dir", tmp_path, *SMALL, "--methods", "svr"]
+        error = run("studies/compare_methods.py", *flags, "--backend", backend, status=2).err
+        assert f"BACKEND {backend}: expected it installed" in error and len(error.splitlines()) == 1
