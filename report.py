@@ -217,7 +217,8 @@ def plot_parity(chosen, data, predictions, how, path):
         f"data: {data.source}",
     ]
     figure.suptitle("\n".join(lines), fontsize=8)
-    axes.set_aspect("equal", "datalim")
+    ends = [end for limits in (axes.get_xlim(), axes.get_ylim()) for end in limits]
+    axes.set(xlim=(min(ends), max(ends)), ylim=(min(ends), max(ends)), aspect="equal")
     bars = "bars: 90 % interval" if "half_width_90" in predictions else None
     axes.legend(fontsize=8, title=bars, title_fontsize=8)
     figure.savefig(path, dpi=150, format="png")
