@@ -40,7 +40,7 @@ DISPLACED = r"rmsd (\AA)"  # by relaxation, in angstrom; only shown
 EMU = 5584.94  # emu/mol in one Bohr magneton per atom: Avogadro's number times the magneton
 
 ENERGY_TOLERANCE = 0.002  # eV/atom
-MOMENT_TOLERANCE = 0.006  # mub/atom: more than the rounding to two decimals ...
+MOMENT_TOLERANCE = 0.006  # μB/atom: more than the rounding to two decimals ...
 MOMENT_SHARE = 0.001  # ... and this part of the value, for other values of the magneton
 VOLUME_TOLERANCE = 0.005  # of the volume
 FAR = 5.0  # robust standard deviations from the cluster expansion of the others
@@ -143,7 +143,7 @@ def fixes_of(frame, column, now, because, where):
 
 
 def differ(first, second):
-    """Whether two magnetisations in mub/atom are apart; False where one is nan."""
+    """Whether two magnetisations in μB/atom are apart; False where one is nan."""
     return np.abs(first - second) > MOMENT_TOLERANCE + MOMENT_SHARE * np.abs(second)
 
 
@@ -177,7 +177,7 @@ def check_magnetisation(frame, agree):
         phases = frame.phase[apart & ~faults].unique()
         found[column] = found[column].where(~frame.phase.isin(phases))
         apart = faults
-        findings += findings_of(frame, MOMENT, f"{column} in mub/atom", found[column], apart)
+        findings += findings_of(frame, MOMENT, f"{column} in μB/atom", found[column], apart)
     # Two columns that agree settle the third, which is made from them anew in its own unit.
     for column, factor in factors.items() if len(found) == 3 else ():
         first, second = (other for other in found if other != column)

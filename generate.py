@@ -27,7 +27,7 @@ from settings import InputError
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
 TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
 RESULTS_DIR = "results"  # folder for what this script writes
-TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, mub/atom
+TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
 ALLOYS = "4+5"  # 4+5: samples of four and five elements; Total: of two to five
 CLUSTERS = ["points", "pairs", "triplets"]  # blocks the CE is fitted to; second_pairs may be added
 ALPHA = None  # strength of the ridge penalty; None: as published, by target and clusters; or tuned
@@ -285,15 +285,16 @@ def plot_interactions(system, clusters, model, target, title, path):
     from matplotlib.figure import Figure
 
     columns = ce_columns(system, clusters)
-    axes = (figure := Figure(figsize=(0.16 * len(columns) + 1, 4), layout="constrained")).subplots()
+    axes = (figure := Figure(figsize=(max(0.16 * len(columns) + 1, 6), 4), layout="constrained")).subplots()
     for block in clusters:
         members = [columns.index(column) for column in common.cluster_columns(system, block)]
         axes.bar(members, model.coef_[members], label=block.replace("_", " "))
     axes.set_xticks(range(len(columns)), [column.split()[-1] for column in columns], rotation=90, fontsize=7)
-    axes.set(ylabel=f"effective cluster interaction ({target.unit})", title=title)
+    axes.set(ylabel=f"effective cluster interaction ({target.unit})")
+    figure.suptitle(title, fontsize=10)
     axes.axhline(0, color="k", lw=0.8)
     axes.margins(x=0.01)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # where no bar is
     figure.savefig(path, dpi=150, format="png")
 
 
@@ -333,7 +334,7 @@ def main():
             interactions = pd.DataFrame({"cluster": columns, f"ECI ({target.unit})": model.coef_})
             interactions.loc[len(columns)] = ["intercept", model.intercept_]
             settings.write_csv(interactions, new(f"eci_{phase}_{run}.csv"))
-            title = f"Cluster expansion of the {target.label} in {phase}, {data.source}"
+            title = f"Cluster expansion of the {target.label} in {phase}\ndata: {data.source}"
             path = new(f"eci_{phase}_{run}.png")
             plot_interactions(data.system, chosen.CLUSTERS, model, target, title, path)
             print(

@@ -15,6 +15,11 @@ from prediction import predict_for, save_checkpoint, spread
 from settings import InputError
 
 HOW = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
+# In pictures: the alloys that are predicted, and of which of them a percentage is kept for training.
+ALLOYS_IN_WORDS = {
+    "4+5": ("alloys of four and five elements", "them"),
+    "Total": ("alloys of two to five elements", "those of four and five"),
+}
 MOST_RUNS = 16  # printed one by one; all are in the files
 
 
@@ -148,7 +153,7 @@ def report(chosen, data, splits, outcome, how=None):
         settings.write_csv(single, new(f"{name}_metrics.csv"))
         settings.write_csv(predictions, new(f"{name}_predictions.csv"))
         settings.write_csv(losses, new(f"{name}_losses.csv"))
-        plot_parity(chosen, data, predictions, new(f"{name}_parity.png"))
+        plot_parity(chosen, data, predictions, how or HOW[chosen.SELECT_BY], new(f"{name}_parity.png"))
         save_checkpoint(chosen, data, splits, outcome, new(f"{name}.pt"))
     print(f"written: {chosen.RESULTS_DIR / name}_*.csv, _settings.json, _parity.png and .pt")
     if chosen.PREDICT:
@@ -186,25 +191,39 @@ def summarise(chosen, single, ensemble, predictions):
     return pd.DataFrame(rows)
 
 
-def plot_parity(chosen, data, predictions, path):
-    """True against predicted values (mean over seeds), training and test set of all splits."""
+def plot_parity(chosen, data, predictions, how, path):
+    """True against predicted values (mean over seeds), training and test set of all splits.
+
+    With bars of the 90 % interval where the method states one. how: in what way the epoch was chosen.
+    """
     from matplotlib.figure import Figure
 
     target = TARGETS[chosen.TARGET]
-    axes = (figure := Figure(figsize=(5, 5), layout="constrained")).subplots()
+    axes = (figure := Figure(figsize=(5, 5.4), layout="constrained")).subplots()
     for part, name, colour in (("train", "training", "tab:gray"), ("test", "test", "tab:red")):
         points = predictions[predictions.set == part]
         if points.empty:
             continue
         found = scores(points.true, points["mean"])
-        label = f"{name} ({len(points)}): R² {found['R2']:.3f}, RMSE {found['RMSE']:.4f}"
+        label = f"{name} ({len(points)}): R² {found['R2']:.3f}, RMSE {found['RMSE']:.4f} {target.unit}"
         axes.scatter(points.true, points["mean"], s=12, c=colour, alpha=0.6, label=label)
+        if "half_width_90" in points:
+            half = points.half_width_90
+            axes.errorbar(points.true, points["mean"], half, fmt="none", ecolor=colour, lw=0.6, alpha=0.5)
     axes.axline((0, 0), slope=1, c="k", lw=0.8, zorder=0)
     axes.set(
         xlabel=f"{target.label} in the database ({target.unit})",
         ylabel=f"predicted {target.label} ({target.unit})",
     )
-    axes.set_title(f"{METHODS[chosen.METHOD]}; data: {data.source}", fontsize=9)
-    axes.set_aspect("equal", "datalim")
-    axes.legend(fontsize=8)
+    alloys, kept = ALLOYS_IN_WORDS[chosen.ALLOYS]
+    lines = [
+        f"{METHODS[chosen.METHOD]}, phase as {chosen.PHASE_INPUT}, epoch {how}",
+        f"{alloys}, {chosen.PERCENT:g} % of {kept} for training",
+        f"data: {data.source}",
+    ]
+    figure.suptitle("\n".join(lines), fontsize=8)
+    ends = [end for limits in (axes.get_xlim(), axes.get_ylim()) for end in limits]
+    axes.set(xlim=(min(ends), max(ends)), ylim=(min(ends), max(ends)), aspect="equal")
+    bars = "bars: 90 % interval" if "half_width_90" in predictions else None
+    axes.legend(fontsize=8, title=bars, title_fontsize=8)
     figure.savefig(path, dpi=150, format="png")

@@ -24,11 +24,11 @@ comparison.md, learning_curve.png and paired.png.
 import hashlib
 import inspect
 import json
-import os
 import sys
 import time
 import warnings
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -341,16 +341,19 @@ def joblib_backend(backend, scheduler):
     """In it joblib runs on this machine's cores, or on a Dask or Ray cluster."""
     with ExitStack() as stack:
         more = {}
-        if backend == "dask":
-            from distributed import Client
+        try:
+            if backend == "dask":
+                from distributed import Client
 
-            more["client"] = stack.enter_context(Client(scheduler))
-        if backend == "ray":
-            import ray
-            from ray.util.joblib import register_ray
+                more["client"] = stack.enter_context(Client(scheduler))
+            if backend == "ray":
+                import ray
+                from ray.util.joblib import register_ray
 
-            ray.init(address=scheduler)
-            register_ray()
+                ray.init(address=scheduler)
+                register_ray()
+        except ImportError as error:
+            raise settings.InputError(f"BACKEND {backend}: expected it installed ({error})") from None
         stack.enter_context(joblib.parallel_config(backend, **more))
         yield
 
@@ -436,44 +439,58 @@ def write_markdown(frame, path):
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def plot_learning_curves(frame, path):
-    """RMSE against the share of high-component training alloys; bands: standard error over splits."""
+def in_words(alloys, target, phase_input):
+    """Title of a panel."""
+    label = common.TARGETS[target].label
+    return f"{label}\n{report.ALLOYS_IN_WORDS[alloys][0]}\nphase as {phase_input}"
+
+
+def kept(alloys, percent):
+    return f"{percent:g} % of {report.ALLOYS_IN_WORDS[alloys][1]} for training"
+
+
+def plot_learning_curves(frame, source, path):
+    """RMSE against the share of high-component training alloys; bands: standard error over splits.
+
+    Bars where there is but one share. source: whose data it is.
+    """
     from matplotlib.figure import Figure
 
-    panels = sorted({*zip(frame.alloys, frame.target, frame.phase_input)})
-    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
-    for axes, (alloys, target, phase_input) in zip(np.ravel(figure.subplots(1, len(panels))), panels):
-        group = frame[
-            (frame.alloys == alloys) & (frame.target == target) & (frame.phase_input == phase_input)
-        ]
-        for i, method in enumerate(m for m in LABELS if m in set(group.method)):
+    panels, one = list(frame.groupby(["alloys", "phase_input", "target"])), frame.percent.nunique() == 1
+    methods, width = [m for m in LABELS if m in set(frame.method)], max(4.0 * len(panels) + 2, 6)
+    figure = Figure(figsize=(width, 5), layout="constrained")
+    every = np.ravel(figure.subplots(1, len(panels), sharey=one))
+    for axes, ((alloys, phase_input, target), group) in zip(every, panels):
+        measure = f"test RMSE ({common.TARGETS[target].unit})"
+        axes.set_title(in_words(alloys, target, phase_input), fontsize="medium")
+        for i, method in enumerate(methods):
             rows = group[group.method == method].groupby("percent").RMSE.agg(["mean", "sem"])
-            colour = f"C{i}"
-            axes.plot(rows.index, rows["mean"], marker="o", ms=4, c=colour, label=LABELS[method])
-            axes.fill_between(
-                rows.index,
-                rows["mean"] - rows["sem"],
-                rows["mean"] + rows["sem"],
-                color=colour,
-                alpha=0.15,
-                lw=0,
-            )
-        axes.set(
-            title=f"{target}, alloys {alloys}, phase {phase_input}",
-            xlabel="four- and five-element training alloys kept (%)",
-            ylabel=f"test RMSE ({common.TARGETS[target].unit})",
-        )  # fmt: skip
-    figure.axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+            if one:
+                axes.barh([-i] * len(rows), rows["mean"], xerr=rows["sem"], color=f"C{i}", capsize=3)
+                continue
+            line = {"ls": ("-", "--")[i // 10], "c": f"C{i}", "marker": "o", "ms": 4}  # ten colours
+            axes.plot(rows.index, rows["mean"], **line, label=LABELS[method])
+            low, high = rows["mean"] - rows["sem"], rows["mean"] + rows["sem"]
+            axes.fill_between(rows.index, low, high, color=f"C{i}", alpha=0.15, lw=0)
+        if one:
+            axes.set_yticks([-i for i in range(len(methods))], [LABELS[m] for m in methods])
+            axes.locator_params(axis="x", nbins=5)
+            axes.set_xlabel(f"{measure}\n{kept(alloys, group.percent.iloc[0])}", fontsize="small")
+        else:
+            axes.set(xlabel="four- and five-element training alloys kept (%)", ylabel=measure)
+    if not one:
+        figure.axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    splits = f"mean over {frame.split.nunique()} splits and its standard error"
+    figure.suptitle(f"{splits}\ndata: {source}", fontsize=9)
     figure.savefig(path, dpi=150, format="png")
 
 
-def plot_paired(found, path):
+def plot_paired(found, source, path):
     """Difference from Scratch in RMSE, split by split, with corrected 95 % intervals; found: of `paired`."""
     from matplotlib.figure import Figure
 
-    names = ["alloys", "phase_input", "target", "percent"]
-    panels = list(found.groupby(names))
-    figure = Figure(figsize=(3.2 * len(panels) + 1, 3.4), layout="constrained")
+    panels = list(found.groupby(["alloys", "phase_input", "target", "percent"]))
+    figure = Figure(figsize=(max(3.6 * len(panels) + 1, 6), 4.2), layout="constrained")
     methods = [m for m in LABELS if m in set(found.method)]
     for axes, (keys, group) in zip(np.ravel(figure.subplots(1, len(panels), sharey=True)), panels):
         alloys, phase_input, target, percent = keys
@@ -482,9 +499,12 @@ def plot_paired(found, path):
         axes.axvline(0, c="k", lw=0.8)
         axes.locator_params(axis="x", nbins=4)
         axes.set_yticks([-i for i in range(len(methods))], [LABELS[m] for m in methods])
+        words = in_words(alloys, target, phase_input)
+        axes.set_title(f"{words}\n{kept(alloys, percent)}", fontsize="small")
         unit = common.TARGETS[target].unit
-        axes.set(title=f"{target}, {alloys}, {percent:g} %,\nphase {phase_input}")
-        axes.set_xlabel(f"RMSE − Scratch's ({unit})\nleft of the line: better", fontsize="small")
+        axes.set_xlabel(f"test RMSE less Scratch's ({unit})\nleft of the line: better", fontsize="small")
+    splits = f"{found.splits.max()} splits, 95 % intervals"
+    figure.suptitle(f"{splits}\ndata: {source}", fontsize=9)
     figure.savefig(path, dpi=150, format="png")
 
 
@@ -514,14 +534,14 @@ def main():
         part_path(folder, piece, data[data_key(piece)], seeds, code[piece["method"]]) for piece in pieces
     ]
     todo = [(piece, path) for piece, path in zip(pieces, paths) if not path.exists()]
-    os.environ["TQDM_DISABLE"] = "1"  # the workers' bars; this one is the script's
 
     def call(piece, path):
+        common.tqdm = partial(tqdm, disable=True)  # wherever it runs; the one bar is the script's
         return path, work(piece, data[data_key(piece)], chosen.DATA_DIR, seeds)
 
     with (
         joblib_backend(chosen.BACKEND, chosen.SCHEDULER),
-        tqdm(total=len(pieces), initial=len(pieces) - len(todo), disable=False) as bar,
+        tqdm(total=len(pieces), initial=len(pieces) - len(todo)) as bar,
     ):
         calls = (joblib.delayed(call)(*one) for one in todo)
         for path, rows in joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls):
@@ -534,12 +554,12 @@ def main():
         settings.write_csv(frame, new("comparison.csv"))
         settings.write_csv(paired(frame), new("paired.csv"))
         write_markdown(frame, new("comparison.md"))
-        honest = frame[frame.rule != "reference"]
+        honest, source = frame[frame.rule != "reference"], next(iter(data.values())).source
         differences = paired(honest[honest.percent.isin([20, 100])])
         if len(honest):
-            plot_learning_curves(honest, new("learning_curve.png"))
+            plot_learning_curves(honest, source, new("learning_curve.png"))
         if len(differences):
-            plot_paired(differences, new("paired.png"))
+            plot_paired(differences, source, new("paired.png"))
     print((folder / "comparison.md").read_text("utf-8"))
 
 

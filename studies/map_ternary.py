@@ -1,14 +1,18 @@
-"""A picture of a predicted property over a ternary section of composition space, fcc beside bcc.
+"""A picture of a predicted property over a ternary section of composition space, phase beside phase.
 
     python main.py --seeds 0-7
     python studies/map_ternary.py
     python studies/map_ternary.py --checkpoint results/tl_Ms_4+5_100_reference.pt --corners Fe Ni Cr
     python studies/map_ternary.py --corners FeNi CoCr Mn --rest Pd --share 0
 
-Reads a checkpoint of main.py or main_transfer.py. Each corner is an element or a formula of several
-(FeNi: equal parts); REST takes a constant SHARE of each alloy. Draws the mean of the checkpoint's
-networks for fcc, for bcc, and bcc less fcc. Where the difference is within the networks' own spread
-it is hatched: there they do not settle which phase has the lower value.
+Reads a checkpoint of one of the main scripts. Each corner is an element or a formula of several (FeNi:
+equal parts); REST takes a constant SHARE of each alloy. Draws the mean of the checkpoint's networks for
+each phase that it was trained on, and the second less the first. Where the difference is within the
+networks' own spread it is dotted: there they do not settle which phase has the lower value. What lies
+outside of what was trained on is hatched.
+
+Between three elements a formation energy also gives the distance to the convex hull, at 0 K, of the
+elements and all alloys of the section, each in its phase of lowest energy.
 """
 
 import sys
@@ -29,7 +33,7 @@ SHARE = 0.4  # its mole fraction, 0 to 0.99
 RESULTS_DIR = "results"  # folder for the picture
 # --------------------------------------------------------------------------------------------------
 
-STEPS = 60  # from corner to corner
+STEPS = 60  # from corner to corner; the hull of its 1891 alloys takes half a second
 LEVELS = 14  # colours at most
 PLACE = np.array([[0, 0], [1, 0], [0.5, 0.75**0.5]])  # of the corners in the picture
 
@@ -69,7 +73,7 @@ def section(corners, rest, share, elements):
 
 def draw_frame(axes, names):
     """The triangle, a grid at every fifth, and the corners' names."""
-    axes.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.13, 1.0))
+    axes.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.17, 1.0))
     axes.axis("off")
     axes.plot(*PLACE[[0, 1, 2, 0]].T, c="k", lw=1, clip_on=False)
     for tick in (0.2, 0.4, 0.6, 0.8):
@@ -80,45 +84,89 @@ def draw_frame(axes, names):
             axes.plot(*(ends @ PLACE).T, c="k", lw=0.4, alpha=0.25)
             away = 0.035 * (PLACE[(corner + 1) % 3] + PLACE[corner] - 2 * PLACE[(corner + 2) % 3])
             axes.text(*(ends[0] @ PLACE + away), f"{tick:.0%}", fontsize=7, ha="center", va="center")
-    for place, name in zip(PLACE, names):
-        x, y = place + (place - PLACE.mean(0)) * 0.16
-        axes.text(x, y, name, ha="center", va="center", fontweight="bold")
+    # Long formulas of the lower corners grow towards one another, not into the next map.
+    for name, x, y, side in zip(names, (-0.1, 1.1, 0.5), (-0.13, -0.13, 0.96), ("left", "right", "center")):
+        axes.text(x, y, name, ha=side, va="center", fontweight="bold")
 
 
-def draw(title, corners, shares, predicted, label, path):
-    """The three maps; predicted: {phase: (n_networks, n)}."""
+def above_hull(corners, fractions, energies, elements):
+    """Distance of alloys to the convex hull of them and the elements, (n,), in the unit of the energies.
+
+    energies: of formation, for an atom, of the most stable phase, (n,).
+    """
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.core import Composition
+
+    distances, references = np.zeros(len(fractions)), [PDEntry(Composition(one), 0) for one in corners]
+    mixed = np.flatnonzero((fractions > 0).sum(1) > 1)  # pure ones are the references, whatever is predicted
+    counts = np.rint(fractions[mixed] * STEPS).astype(int)
+    entries = [
+        PDEntry(Composition(dict(zip(elements, count))), energy * STEPS)
+        for count, energy in zip(counts.tolist(), energies[mixed])
+    ]
+    diagram = PhaseDiagram([*references, *entries])
+    distances[mixed] = [diagram.get_e_above_hull(entry) for entry in entries]
+    return distances
+
+
+def mark(axes, triangles, where, hatches, colour):
+    """Hatch the alloys for which `where` (n,) is above 0."""
+    if where.max() > 0:
+        marked = axes.tricontourf(triangles, where, [0, where.max() + 1], colors="none", hatches=[hatches])
+        marked.set(edgecolor=colour, linewidth=0)
+
+
+def draw(title, corners, shares, predicted, outside, distances, target, path):
+    """The maps; predicted: {phase: (n_networks, n)}; outside: {phase: (n,)}; distances: (n,) or None."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
     from matplotlib.tri import Triangulation
 
     mean = {phase: values.mean(0) for phase, values in predicted.items()}
-    difference = predicted["bcc"] - predicted["fcc"]  # (n_networks, n)
-    both, largest = np.concatenate(list(mean.values())), np.abs(difference.mean(0)).max()
-    levels = MaxNLocator(LEVELS).tick_values(both.min(), both.max())
+    (first, second), label = list(predicted)[:2], f"{target.label} ({target.unit})"
+    difference = predicted[second] - predicted[first]  # (n_networks, n)
+    every, largest = np.concatenate(list(mean.values())), np.abs(difference.mean(0)).max()
+    levels = MaxNLocator(LEVELS).tick_values(every.min(), every.max())
     around_zero = MaxNLocator(LEVELS, symmetric=True).tick_values(-largest, largest)
 
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    axes = figure.subplots(1, 3)
+    n_phases, n_panels = len(mean), len(mean) + 1 + (distances is not None)
+    figure = Figure(figsize=(4 * n_panels, 5.2), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)  # between title and maps
+    axes = figure.subplots(1, n_panels)
     triangles = Triangulation(*(shares @ PLACE).T)
-    below = {"location": "bottom", "aspect": 35, "pad": 0.03}
-    for ax, phase in zip(axes, common.PHASES):
+    below = {"location": "bottom", "aspect": 35, "pad": 0.03, "shrink": 0.9}
+    for ax, phase in zip(axes, mean):
         filled = ax.tricontourf(triangles, mean[phase], levels, cmap="viridis")
-        ax.set_title(phase, loc="left", fontsize="x-large")
-    figure.colorbar(filled, ax=axes[:2], label=label, shrink=0.5, **below)
-    filled = axes[2].tricontourf(triangles, difference.mean(0), around_zero, cmap="RdBu_r")
-    figure.colorbar(filled, ax=axes[2], label=f"difference in {label}", **below)
-    axes[2].set_title("bcc − fcc", loc="left", fontsize="x-large")
-    axes[2].set_title("line: no difference\ndots: within the spread", loc="right", fontsize="small")
+        ax.set_title(phase, fontsize="x-large")
+    figure.colorbar(filled, ax=axes[:n_phases], label=label, **below | {"shrink": 1 / n_phases})
+    middle = axes[n_phases]
+    filled = middle.tricontourf(triangles, difference.mean(0), around_zero, cmap="RdBu_r")
+    figure.colorbar(filled, ax=middle, label=f"difference in {label}", **below)
+    middle.set_title(f"{second} − {first}", fontsize="x-large")
+    said = []
     if np.ptp(np.sign(difference.mean(0))) == 2:
-        axes[2].tricontour(triangles, difference.mean(0), [0], colors="k", linewidths=1.2)
-    if len(difference) > 1:
-        unsettled = np.abs(difference.mean(0)) - difference.std(0)
-        if unsettled.min() < 0:
-            axes[2].tricontourf(
-                triangles, unsettled, [unsettled.min() - 1, 0], colors="none", hatches=["...."]
-            )
-    for ax in axes:
+        middle.tricontour(triangles, difference.mean(0), [0], colors="k", linewidths=1.2)
+        said.append(Line2D([], [], color="k", lw=1.2, label="no difference"))
+    if len(difference) > 1 and (within := difference.std(0) - np.abs(difference.mean(0))).max() > 0:
+        mark(middle, triangles, within, "....", "k")
+        said.append(Patch(fill=False, hatch="....", label="difference within the networks' spread"))
+    either = outside[first] | outside[second]
+    hatched = [*outside.values(), either]
+    if distances is not None:
+        levels = MaxNLocator(LEVELS).tick_values(0, 1000 * distances.max())
+        filled = axes[-1].tricontourf(triangles, 1000 * distances, levels, cmap="magma_r")
+        figure.colorbar(filled, ax=axes[-1], label="above the hull (meV/atom)", **below)
+        axes[-1].set_title("distance to the convex hull", fontsize="x-large")
+        hatched.append(np.any(list(outside.values()), axis=0))
+    for ax, out in zip(axes, hatched):
+        mark(ax, triangles, out - 0.5, "////", "0.4")
         draw_frame(ax, corners)
+    if np.any(hatched):
+        said.append(Patch(fill=False, hatch="////", edgecolor="0.4", label="outside of what was trained on"))
+    if said:
+        figure.legend(handles=said, loc="outside lower center", ncols=len(said), frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=150, format="png")
 
@@ -137,23 +185,38 @@ def main():
             f"{chosen.CHECKPOINT}: expected one of fcc and bcc; it has seen {saved['phases'][0]} alone"
         )
     settings.output_folder(chosen.RESULTS_DIR)
-    shares, fractions = section(chosen.CORNERS, chosen.REST, chosen.SHARE, saved["elements"])
-    predicted = {}
-    for phase in common.PHASES:
-        predicted[phase], _ = predict(fractions, [phase] * len(fractions))  # (n_networks, n)
+    elements, target = saved["elements"], common.TARGETS[saved["target"]]
+    shares, fractions = section(chosen.CORNERS, chosen.REST, chosen.SHARE, elements)
+    amounts = [{e: x for e, x in zip(elements, row) if x > 0} for row in fractions]
+    predicted, outside = {}, {}
+    for phase in saved["phases"]:
+        names = [phase] * len(fractions)
+        predicted[phase], _ = predict(fractions, names)  # (n_networks, n)
+        outside[phase] = np.array(list(map(bool, prediction.outside(saved, fractions, names, amounts))))
         low, high = predicted[phase].mean(0).min(), predicted[phase].mean(0).max()
-        spread = predicted[phase].std(0).mean()
-        print(f"{phase}: {low:.4f} to {high:.4f}, spread of the networks {spread:.4f}")
-    target = common.TARGETS[saved["target"]]
+        several = len(predicted[phase]) > 1
+        spread = f", spread of the networks {predicted[phase].std(0).mean():.4f}" if several else ""
+        print(f"{phase}: {low:.4f} to {high:.4f} {target.unit}{spread}; ", end="")
+        print(f"{outside[phase].mean():.0%} of the alloys lie outside of what was trained on")
+    distances = None
+    pure = common.mole_fractions(chosen.CORNERS, elements).max(1) == 1
+    if saved["target"] == "Ef" and pure.all() and not chosen.REST:
+        lowest = np.min([values.mean(0) for values in predicted.values()], axis=0)
+        distances = above_hull(chosen.CORNERS, fractions, lowest, elements)
+        print(f"distance to the convex hull: up to {1000 * distances.max():.1f} meV/atom")
+    elif saved["target"] == "Ef":
+        print("no convex hull is drawn: it needs three elements as corners, and no REST")
     rest = f", all with {chosen.SHARE:.0%} {chosen.REST}" if chosen.REST else ""
+    n = len(predicted[saved["phases"][0]])
+    method = common.METHODS[saved["method"]] + (f", mean of {n} networks" if n > 1 else "")
     title = (
-        f"{' – '.join(chosen.CORNERS)}{rest}: {common.METHODS[saved['method']]}, "
-        f"mean of {len(predicted['fcc'])} networks"
+        f"{target.label}, {' – '.join(chosen.CORNERS)}{rest}, phase as {saved['phase_input']}\n"
+        f"{method}; data: {saved['data']}"
     )
     name = f"map_{Path(chosen.CHECKPOINT).stem}_{'_'.join(chosen.CORNERS)}"
     name += f"_{chosen.SHARE:g}{chosen.REST}.png" if chosen.REST else ".png"
     with settings.whole_files(chosen.RESULTS_DIR) as new:
-        draw(title, chosen.CORNERS, shares, predicted, f"{target.label} ({target.unit})", new(name))
+        draw(title, chosen.CORNERS, shares, predicted, outside, distances, target, new(name))
     print(f"written: {chosen.RESULTS_DIR / name}")
 
 

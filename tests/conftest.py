@@ -124,6 +124,32 @@ def run(script, *flags, status=0):
     return SimpleNamespace(out=out.getvalue(), err=err.getvalue())
 
 
+@pytest.fixture
+def pictures(monkeypatch):
+    """What pictures say, {file name: text}, of all that a test makes; nothing of one may be cut off.
+
+    All data counts as this project's, whose source is the longest to say.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    import common
+
+    said, save, source = {}, Figure.savefig, common.data_set(ROOT / "HEA_data")
+    monkeypatch.setattr(common, "data_set", lambda folder: source)
+
+    def savefig(figure, path, **more):
+        save(figure, path, **more)
+        x0, y0, x1, y1 = figure.get_tightbbox().extents
+        assert min(x0, y0) > -0.01 and x1 < figure.get_figwidth() + 0.01, path
+        assert y1 < figure.get_figheight() + 0.01, path
+        texts = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
+        said[path.name.split(".", 2)[-1]] = "\n".join(filter(None, texts))
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return said
+
+
 def edited(folder, *lines):
     """A copy of main.py in folder, with some constants changed as a user would: "SEEDS = [0, 1]"."""
     text = (ROOT / "main.py").read_text("utf-8")

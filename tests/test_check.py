@@ -18,7 +18,7 @@ from check import CELL_MOMENT, CELL_TOTAL, ENERGY, MASS_MOMENT, MOMENT, TOTAL, V
 ENERGIES = {"Fe": -8.2, "Ni": -5.5, "Co": -7.0, "Cr": -9.5, "Mn": -9.0}  # eV/atom
 COLUMNS = [ENERGY, TOTAL, CELL_TOTAL, MOMENT, CELL_MOMENT, MASS_MOMENT, VOLUME]
 BEYOND = pd.Series([-0.01, 0.01, -0.2, 0.03, -0.5, -3, 0.3], COLUMNS)  # the tolerances; a tenth is within
-AGAINST = {f"{MOMENT}: {other} in mub/atom" for other in (CELL_MOMENT, MASS_MOMENT)}
+AGAINST = {f"{MOMENT}: {other} in μB/atom" for other in (CELL_MOMENT, MASS_MOMENT)}
 AGAINST |= {f"{ENERGY}: {TOTAL} less references", f"{TOTAL}: {CELL_TOTAL} per atom", f"{VOLUME}: POSCAR"}
 
 
@@ -120,7 +120,7 @@ def test_two_units_alone_settle_nothing(whole, tmp_path):
     data = changed(tmp_path, whole, change)
     found, printed = checked(data, tmp_path / "out", "--fix")
     name = pd.read_csv(data / "Database.csv").structures[12]
-    assert (name, MOMENT, f"{CELL_MOMENT} in mub/atom") in found
+    assert (name, MOMENT, f"{CELL_MOMENT} in μB/atom") in found
     assert f"no column '{MASS_MOMENT}'" in printed and f"no column '{ENERGY}'" in printed
     assert f"column '{VOLUME}': no number in 1 rows" in printed
     assert pd.read_csv(tmp_path / "out/Database_fixes.csv").empty

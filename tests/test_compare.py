@@ -1,6 +1,7 @@
 """The comparison of methods: statistics by hand, resumption, and a Dask cluster of two workers."""
 
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,6 +85,26 @@ def test_without_a_baseline_or_an_honest_rule(small_data, tmp_path, flags):
     assert set(compare(small_data, tmp_path, *flags).method) == {"ce"} | ({"scratch"} & set(flags))
 
 
+@pytest.mark.parametrize("percents", [[100.0], [20.0, 100.0]])
+def test_pictures(tmp_path, pictures, percents):
+    """Data, unit and what was asked, in words; bars where there is one share; which side is better."""
+    keys = list(product(("4+5", "Total"), ("Ef", "Ms"), percents, ("named",), compare_methods.LABELS))
+    frame = pd.DataFrame(keys * 3, columns=compare_methods.KEYS[:5]).assign(n_pool=40, n_test=10)
+    networks = frame.method.isin(compare_methods.NETWORKS)
+    frame["rule"] = np.where(networks, "validation", "training set")
+    frame["split"], frame["RMSE"] = np.repeat(range(3), len(keys)), np.arange(len(frame)) % 7 + 1.0
+    compare_methods.plot_learning_curves(frame, "the data's source", tmp_path / "curves")
+    compare_methods.plot_paired(compare_methods.paired(frame), "the data's source", tmp_path / "paired")
+    for said in pictures.values():
+        assert not any(code in said for code in ("Ef", "Ms", "4+5", "Total", "mub"))
+        for words in ("formation energy\nalloys of four and five elements\nphase as named", "μB/atom"):
+            assert words in said and "of two to five" in said and "data: the data's source" in said
+    assert ("kept (%)" in pictures["curves"]) == (len(percents) > 1)
+    assert ("100 % of them for training" in pictures["curves"]) == (len(percents) == 1)
+    assert "left of the line: better" in pictures["paired"] and "Committee" in pictures["paired"]
+    assert "100 % of those of four and five for training" in pictures["paired"]
+
+
 def compare(data, folder, *more):
     flags = ["--data-dir", data, "--results-dir", folder, *SMALL, *more]
     run("studies/compare_methods.py", *flags)
@@ -91,12 +112,13 @@ def compare(data, folder, *more):
     return frame.sort_values(["method", "rule", "split"], ignore_index=True)
 
 
-def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path):
+def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path, pictures, capfd):
     methods = ["--methods", "scratch", "ce", "svr", "--rules", "validation"]
     here = compare(small_data, tmp_path / "here", *methods)
     assert set(here.method) == {"scratch", "ce", "svr"} and len(here) == 6
     assert (tmp_path / "here" / "paired.png").stat().st_size > 5000
     assert (tmp_path / "here" / "learning_curve.png").stat().st_size > 5000
+    assert all("CHGNet" in said for said in pictures.values()) and len(pictures) == 2
     assert "| Scratch |" in (tmp_path / "here" / "comparison.md").read_text("utf-8")
 
     # what is done is not done again; what is missing is
@@ -110,6 +132,16 @@ def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path):
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        capfd.readouterr()
         flags = [*methods, "--backend", "dask", "--scheduler", cluster.scheduler_address]
         there = compare(small_data, tmp_path / "there", *flags)
+        assert "epoch" not in capfd.readouterr().err  # the workers' bars
     pd.testing.assert_frame_equal(there, here, rtol=1e-4)
+
+
+def test_a_backend_that_is_not_installed(small_data, tmp_path, monkeypatch):
+    for package, backend in (("ray", "ray"), ("distributed", "dask")):
+        monkeypatch.setitem(sys.modules, package, None)
+        flags = ["--data-dir", small_data, "--results-dir", tmp_path, *SMALL, "--methods", "svr"]
+        error = run("studies/compare_methods.py", *flags, "--backend", backend, status=2).err
+        assert f"BACKEND {backend}: expected it installed" in error and len(error.splitlines()) == 1

@@ -2,15 +2,19 @@
 
 import pickle
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, files, ideal, run
+from conftest import ROOT, TINY, files, ideal, run
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp.inputs import Poscar
+
+sys.path.insert(0, str(ROOT / "studies"))
+import map_ternary
 
 import common
 import prediction
@@ -207,6 +211,46 @@ def test_a_checkpoint_of_one_phase_is_no_map(small_data, tmp_path):
     checkpoint = ["--checkpoint", tmp_path / "out" / f"{name}.pt", "--results-dir", tmp_path / "map"]
     error = run("studies/map_ternary.py", *checkpoint, status=2).err
     assert len(error.splitlines()) == 1 and "seen bcc alone" in error and not (tmp_path / "map").exists()
+
+
+def test_maps(small_data, trained, tmp_path, pictures):
+    """Phases and data are the checkpoint's; what it has not seen is hatched; a hull between elements."""
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY]
+    run("main.py", *flags, "--phase-input", "found", "--target", "Ms")
+    found = torch.load(tmp_path / "scratch_Ms_4+5_100_reference_found.pt", weights_only=True)
+    torch.save(found | {"phases": ["fcc", "bcc", "hcp"]}, tmp_path / "found.pt")
+    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
+    everything = {"least": saved["least"] * 0 - 9, "greatest": saved["greatest"] + 99}
+    torch.save(saved | everything | {"n_components": [1, 2, 3]}, tmp_path / "all.pt")
+    printed = {}
+    for name, more in (
+        ("found", ["Fe", "Ni", "Cr"]),
+        ("all", ["Fe", "Ni", "Cr"]),
+        ("all", ["FeNi", "Co", "Cr"]),
+    ):
+        flags = ["--checkpoint", tmp_path / f"{name}.pt", "--results-dir", tmp_path, "--corners"]
+        printed["_".join([name, *more])] = run("studies/map_ternary.py", *flags, *more).out
+    said = {name.split(".")[-2]: text for name, text in pictures.items() if "parity" not in name}
+    found, elements, formulas = said.values()
+    assert "\nhcp\n" in found and "hcp" not in elements and "Scratch; data: this project's" in found
+    assert "magnetisation (μB/atom)" in found and "phase as found" in found and "convex hull" not in found
+    assert "bcc − fcc" in elements and "Scratch, mean of 2 networks; data: another set" in elements
+    assert "distance to the convex hull" in elements and "meV/atom" in elements
+    assert "outside of what was trained on" in found and "outside" not in elements
+    found, elements, formulas = printed.values()
+    assert "spread" not in found and "0% of the alloys" in elements
+    assert "no convex hull" in formulas and "convex" not in found
+
+
+def test_distance_to_the_convex_hull():
+    """By hand: one alloy at -0.1 eV/atom, half Fe, half Ni; for pure elements no prediction counts."""
+    shares, fractions = map_ternary.section(["Fe", "Ni", "Cr"], None, 0, ["Ni", "Fe", "Cr"])
+    energies = np.where(shares.max(1) == 1, -5, 0.0)
+    energies[(shares == [0.5, 0.5, 0]).all(1)] = -0.1
+    found = map_ternary.above_hull(["Fe", "Ni", "Cr"], fractions, energies, ["Ni", "Fe", "Cr"])
+    expected = 0.2 * np.minimum(shares[:, 0], shares[:, 1]) + energies
+    expected[shares.max(1) == 1] = 0
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_many_alloys(trained, tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ def test_flags(script):
     assert error.startswith(f"{script}: unrecognized") and error.count("\n") == 1
     assert error.split("the flags are ")[1].split() == flags
     described = run(script, "--help").out
+    assert "mub" not in described
     assert all(re.search(rf"^  {flag} .*\n? *\w", described, re.MULTILINE) for flag in flags)
 
 
@@ -61,6 +62,28 @@ def test_training(small_data, tmp_path, method):
     by_split = metrics.groupby("split").test_RMSE.mean()
     assert summary.test_RMSE_std["single networks"] == pytest.approx(by_split.std())
     assert (tmp_path / f"{name.name}_parity.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("alloys", ["4+5", "Total"])
+def test_parity_plots(small_data, tmp_path, pictures, alloys):
+    """Method, data, unit and what was asked, in words; intervals of the method that states them."""
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--target", "Ms", "--alloys", alloys]
+    run("main.py", *flags, *TINY, "--percent", "50", "--phase-input", "found")
+    run("main_committee.py", *flags, "--networks", "2", "--source-epochs", "1", "--epochs", "2")
+    plain, bars = pictures.values()
+    words = {"4+5": "of four and five elements, 50 % of them", "Total": "50 % of those of four and five"}
+    for text in (words[alloys], "Scratch, phase as found, epoch selected on the test set", "CHGNet"):
+        assert text in plain
+    assert re.search(r"test \(\d+\): R² \S+, RMSE \S+ μB/atom", plain) and "magnetisation in the" in plain
+    assert "90 % interval" in bars and "Committee, phase as named" in bars and "90 %" not in plain
+
+
+def test_pictures_of_interactions(small_data, tmp_path, pictures):
+    run("generate.py", "--data-dir", small_data, "--results-dir", tmp_path, "--clusters", "points")
+    for phase in common.PHASES:
+        said = next(text for name, text in pictures.items() if f"eci_{phase}" in name)
+        for words in (f"Cluster expansion of the formation energy in {phase}", "CHGNet", "(eV/atom)"):
+            assert words in said
 
 
 @pytest.mark.parametrize(
