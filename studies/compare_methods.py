@@ -47,6 +47,7 @@ import main_transfer as transfer
 import report
 import settings
 import structure_stat
+from settings import InputError
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
@@ -72,6 +73,7 @@ LABELS = common.METHODS | {
 }  # fmt: skip
 NETWORKS = ("scratch", "scratch_prime", "da", "tl", "tl_tuned")
 ON_CLUSTERS = ("ce", "ce_fixed")  # peers that are told of no phase but the lattice they are on
+NEED_CLUSTERS = ("da", "tl", "tl_tuned", "committee", *ON_CLUSTERS)
 KEYS = ["alloys", "target", "percent", "phase_input", "method", "rule"]
 
 
@@ -189,26 +191,33 @@ def network_predictions(piece, data, data_dir, splits, seeds):
     return [p[:, split.test] for p, split in zip(common.predict(trained, data.inputs), splits)]
 
 
+def predictions(piece, data, data_dir, splits, seeds):
+    """Test predictions of a method fitted on each split: [(n_members, n_test)], and the half widths of
+    90 % intervals (n_splits, n) or None.
+    """
+    method, rule = piece["method"], piece["rule"]
+    if method in NETWORKS:
+        return network_predictions(piece, data, data_dir, splits, seeds), None
+    if method == "committee":
+        return committee_predictions(piece, data, data_dir, splits, seeds)
+    return [PEERS[method](data, one.train, one.test, one.number, rule)[None] for one in splits], None
+
+
+def committee_predictions(piece, data, data_dir, splits, seeds):
+    """As `predictions`; of one seed, for it is an ensemble of networks itself."""
+    outcome = main_committee.fit(data, data_dir, splits, seeds[:1], piece["alloys"])
+    predicted = [p[:, split.test] for p, split in zip(outcome.predicted, splits)]
+    return predicted, outcome.columns["half_width_90"]
+
+
 def work(piece, data, data_dir, seeds):
     """Fit a method on a chunk of splits: rows of the tidy table."""
-    started, method = time.time(), piece["method"]
-    high_only = method == "scratch_prime"
+    started, high_only = time.time(), piece["method"] == "scratch_prime"
     splits = [
         common.split_rows(data.table, piece["alloys"], piece["percent"], number, high_only)
         for number in piece["splits"]
     ]
-    half_widths = None
-    if method in NETWORKS:
-        predicted = network_predictions(piece, data, data_dir, splits, seeds)
-    elif method == "committee":
-        outcome = main_committee.fit(
-            data, data_dir, splits, seeds[:1], piece["alloys"]
-        )  # an ensemble of networks itself
-        predicted = [p[:, split.test] for p, split in zip(outcome.predicted, splits)]
-        half_widths = outcome.columns["half_width_90"]
-    else:
-        rule = piece["rule"]
-        predicted = [PEERS[method](data, one.train, one.test, one.number, rule)[None] for one in splits]
+    predicted, half_widths = predictions(piece, data, data_dir, splits, seeds)
     rows = []
     for i, (split, values) in enumerate(zip(splits, predicted)):
         true, within = data.targets[split.test], np.nan
@@ -226,6 +235,17 @@ def work(piece, data, data_dir, seeds):
             | {"within_90": within, "seconds": (time.time() - started) / len(splits)}
         )
     return pd.DataFrame(rows)
+
+
+def able(methods, clusters):
+    """Those of the methods that data with or without clusters can train; a printed line says which."""
+    left = [method for method in methods if clusters or method not in NEED_CLUSTERS]
+    if not left:
+        raise InputError("no POSCARS/: expected a method that needs no clusters among METHODS")
+    if len(left) < len(methods):
+        others = [LABELS[method] for method in methods if method not in left]
+        print(f"without clusters: trained are {', '.join(map(LABELS.get, left))}; not {', '.join(others)}")
+    return left
 
 
 def pieces_of(chosen):
@@ -438,6 +458,7 @@ def main():
         BACKEND=settings.one_of("loky", "threading", "dask", "ray"),
         SCHEDULER=settings.optional(str),
     )
+    chosen.METHODS = able(chosen.METHODS, (chosen.DATA_DIR / "POSCARS").is_dir())
     folder, seeds, pieces = chosen.RESULTS_DIR, chosen.SEEDS, pieces_of(chosen)
     settings.output_folder(folder / "parts")
     data = {

@@ -1,5 +1,6 @@
 """The comparison of methods: statistics by hand, resumption, and a Dask cluster of two workers."""
 
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,3 +112,14 @@ def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path):
         flags = [*methods, "--backend", "dask", "--scheduler", cluster.scheduler_address]
         there = compare(small_data, tmp_path / "there", *flags)
     pd.testing.assert_frame_equal(there, here, rtol=1e-4)
+
+
+def test_without_structures_what_needs_none_is_trained(small_data, tmp_path):
+    """A table alone: methods on clusters are left out, and a line names them."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(small_data / "Database.csv", tmp_path / "data")
+    flags = ["--data-dir", tmp_path / "data", "--results-dir", tmp_path, *SMALL]
+    printed = run("studies/compare_methods.py", *flags, "--methods", "svr", "tl", "ce").out
+    assert "without clusters: trained are support vectors; not TL, CE alone" in printed
+    assert set(pd.read_csv(tmp_path / "comparison.csv").method) == {"svr"}
+    assert "expected a method" in run("studies/compare_methods.py", *flags, "--methods", "tl", status=2).err
