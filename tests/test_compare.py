@@ -76,6 +76,29 @@ def test_peers_get_what_they_need(small_data):
             assert ((found - true) ** 2).mean() < 0.7 * ((plain - true) ** 2).mean(), method
 
 
+def test_gaussian_process_of_many_rows(small_data, monkeypatch):
+    """Its lengths are settled on a part of the training set, and all of it predicts."""
+    import sklearn.gaussian_process as process
+
+    fits = []
+
+    class Noted(process.GaussianProcessRegressor):
+        def fit(self, inputs, targets):
+            fits.append((len(inputs), self.optimizer is not None))
+            return super().fit(inputs, targets)
+
+    monkeypatch.setattr(process, "GaussianProcessRegressor", Noted)
+    data = common.load_data(small_data, small_data, "Ms", cells="lattice")
+    split = common.split_rows(data.table, "4+5", 100, 0)
+    rows, true = (data, split.train, split.test, 0, "training set"), data.targets[split.test]
+    of_all = compare_methods.predict_gp(*rows)
+    assert fits == [(len(split.train), True)] * 2
+    monkeypatch.setattr(compare_methods, "LENGTHS_FROM", 25)
+    found = compare_methods.predict_gp(*rows)
+    assert fits[2:] == [(25, True)] * 2 + [(len(split.train), False)]
+    assert ((found - true) ** 2).mean() < 4 * ((of_all - true) ** 2).mean()
+
+
 @pytest.mark.parametrize(
     "flags", [["--methods", "ce"], ["--methods", "scratch", "ce", "--rules", "reference"]]
 )
