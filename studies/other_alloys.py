@@ -1,24 +1,23 @@
-"""Does it hold elsewhere: the methods on two data sets that nobody here made.
+"""Does it hold elsewhere: the methods on two data sets that nobody here made, in eV/atom.
 
     python studies/other_alloys.py --data-dir ../shared/other_data
     python studies/other_alloys.py --tests arrangements --methods tl ce gp --input-dir inputs
     python studies/other_alloys.py --tests drawn systems --labels 300 1000 --methods scratch svr
 
-DATA_DIR holds them, with their sources and licences (its README.md). Each is written as this project's
-input to INPUT_DIR, and the project's own code runs on that. TESTS, all in eV/atom:
+DATA_DIR holds them, with sources and licences. Each is written as this project's input, on which the
+project's own code runs. TESTS:
 
-arrangements  Cu-Ni-Pd-Ag, 159 ideal fcc cells of 64 atoms relaxed by DFT (Choubisa et al., Matter 2022, doi
-    10.1016/j.matt.2022.11.031): energy of mixing. Trained on all alloys of up to three elements and
-    PERCENTS of four fifths of the quaternaries, tested on the last fifth: the splits of common.split_rows.
+arrangements  Cu-Ni-Pd-Ag, 159 ideal fcc cells of 64 atoms, labelled relaxed, by DFT (Choubisa et al., Matter
+    2022, doi 10.1016/j.matt.2022.11.031). Trained on all alloys of up to three elements and PERCENTS of
+    four fifths of the quaternaries, tested on the last fifth: the splits of common.split_rows.
 drawn         quaternaries of 15 elements, fcc and bcc, atoms at random by the method of calculation (npj
-    Comput. Mater. 8, 89 (2022), doi 10.1038/s41524-022-00779-7): formation energy. Trained on LABELS of them
-    drawn at random, tested on all others.
+    Comput. Mater. 8, 89 (2022), doi 10.1038/s41524-022-00779-7). Trained on LABELS, tested on all others.
 systems       the same, LABELS drawn from four fifths of the systems of four elements, tested on all alloys
-    of the last fifth: five splits leave out each system once, the next five are another division.
+    of the last fifth: five splits leave out each system once, the next five divide them otherwise.
 
 Writes to RESULTS_DIR parts/ (an interrupted run goes on), other_alloys.csv (a row per method, split and
-phase), other_alloys.md (the table) and prints this, with time and memory. The methods that read clusters
-are left out where there are no structures.
+phase) and other_alloys.md, the table, which it prints with time and memory. Methods that read clusters are
+left out where there are no structures.
 """
 
 import hashlib
@@ -139,14 +138,14 @@ def split_of(data, test, amount, number):
         split, many = common.split_rows(data.table, "4+5", amount, number), data.table.n_components >= 4
         return split, many.sum() - len(split.test)
     generator, pool = np.random.default_rng(number), np.arange(len(data.table))
+    if not 0 < amount < (len(pool) if test == "drawn" else np.inf):
+        raise InputError(f"LABELS {amount}: expected 1 or more, and some of {len(pool)} left to test on")
     if test == "systems":
         elements = data.inputs[:, : len(data.system.elements)] > 0
         _, system = np.unique(elements, axis=0, return_inverse=True)
         order = np.random.default_rng(number // FOLDS).permutation(system.max() + 1)
         left_out = np.isin(system.ravel(), np.array_split(order, FOLDS)[number % FOLDS])
         pool = np.flatnonzero(~left_out)
-    elif amount >= len(pool):
-        raise InputError(f"LABELS {amount}: expected fewer than the {len(pool)} alloys, to test on the rest")
     train = np.sort(generator.choice(pool, min(amount, len(pool)), replace=False))  # fcc stays before bcc
     test_rows = np.setdiff1d(np.arange(len(data.table)), train if test == "drawn" else pool)
     return common.Split(number, train, test_rows), len(pool)
@@ -186,7 +185,7 @@ def pieces_of(chosen, data):
     """All pieces of work: dicts that compare_methods.predictions reads, and test, amount and splits."""
     pieces = []
     for test in chosen.TESTS:
-        amounts = chosen.PERCENTS if test == "arrangements" else chosen.LABELS
+        amounts = map(int, chosen.PERCENTS) if test == "arrangements" else chosen.LABELS
         methods = compare_methods.able(chosen.METHODS, data[SETS[test]].clusters is not None)
         for amount, method in product(amounts, methods):
             rule = "validation" if method in compare_methods.NETWORKS else "training set"
@@ -220,8 +219,7 @@ def markdown(frame):
     names += ["TL / Scratch", "committee / best peer"]
     lines = [
         f"Test RMSE in meV/atom: root of the mean squared error over {frame.split.nunique()} splits ±",
-        "standard deviation over splits; networks: ensembles over seeds, epoch by validation; ratios with",
-        "95 % intervals.\n",
+        "standard deviation over splits; networks: ensembles, epoch by validation; ratios: 95 % intervals.\n",
         "| data set | " + " | ".join(names) + " |", "|" + " --- |" * (len(names) + 1),
     ]  # fmt: skip
     for (test, amount, phase), group in frame.groupby(KEYS, sort=False):
@@ -248,7 +246,7 @@ def main():
         INPUT_DIR=settings.optional(settings.folder),
         TESTS=settings.words_of(*SETS),
         METHODS=settings.words_of(*compare_methods.LABELS),
-        PERCENTS=settings.numbers,
+        PERCENTS=settings.words_of("0", "20", "40", "60", "80", "100"),
         LABELS=settings.numbers,
         SPLITS=settings.numbers,
     )

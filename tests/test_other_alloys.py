@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "studies"))
 import other_alloys
 
 import common
+from settings import InputError
 
 pytestmark = needs_other
 
@@ -39,6 +40,8 @@ def test_splits_leave_out_what_they_say(tmp_path):
     split, pool = other_alloys.split_of(data, "drawn", 300, 3)
     assert (len(split.train), len(split.test), pool) == (300, 6782, 7082)
     assert not np.isin(split.train, split.test).any()
+    with pytest.raises(InputError, match="LABELS 7082"):
+        other_alloys.split_of(data, "drawn", 7082, 0)
     systems = np.array([frozenset(re.findall("[A-Z][a-z]?", formula)) for formula in data.table.formula])
     left_out = []
     for number in range(other_alloys.FOLDS):
