@@ -99,7 +99,12 @@ def read_structures(folder, frame, system):
     surroundings of the phase in the name than of the other phase, as a share. occupation: (n_rows,
     n_columns), of the clusters of EXPANSION. nan where there is no whole POSCAR; occupation and named also
     where it is of another alloy than the structure's name says, or its atoms are on no lattice.
+    Without the folder all is nan, and a printed line says so, in place of a finding for each row.
     """
+    if not folder.is_dir():
+        print(f"no folder {folder}: what needs structures is left out")
+        nothing = np.full((len(frame), 1), np.nan)
+        return frame.assign(n_atoms=np.nan, volume=np.nan, named=np.nan), nothing, []
     columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
     wanted = [columns.index(column) for column in generate.ce_columns(system, EXPANSION)]
     n_atoms, volume, named = np.full((3, len(frame)), np.nan)

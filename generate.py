@@ -109,7 +109,6 @@ def read_lattice(data_dir, data, phase):
     Put on its lattice where data.cells says so. Repeated along its shortest vector until STEPS divides its
     number of atoms, as it does LATTICE's 160, so that each cell holds exactly the composition it stands for.
     """
-    common.clusters_of(data)
     folder, rows = data_dir / "POSCARS", data.table[data.table.phase == phase]
     paths = [common.poscar_path(folder, name) for name in rows.structure]
     wanted = (rows.structure == LATTICE + phase).to_numpy()
@@ -175,6 +174,7 @@ def sample_occupation(structure, phase, species, system, clusters):
 
 def make_samples(data_dir, data, alloys, clusters):
     """Samples of all phases of the data; nothing in them depends on a fit or a target."""
+    common.clusters_of(data)  # that there are none is said before what the elements make
     fractions, kind = sample_compositions(data.system, alloys)
     inputs, occupation = {}, {}
     for phase in common.phases_of(data.table):

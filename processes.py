@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+LENGTHS_FROM = 600  # rows that lengths are settled on: the time grows as their number cubed
 FREEDOM, ROUNDS = 4, 3  # degrees of the Student-t noise, and how often rows are weighed anew
 LENGTH, SPREAD = 3, 1.5  # where a prior is asked for: lengths are expected about this, in natural logarithms
 # The squared effect of the order, in deviations of the target for a pair more in one: pair interactions of
@@ -42,31 +43,38 @@ def noise_of(theta, n_inputs, groups):
     return theta[1 + n_inputs : -1].exp()[groups]
 
 
+def rows_for_lengths(n):
+    """Numbers of the rows that a kernel is settled on, of n: all, or LENGTHS_FROM drawn ones in order."""
+    return np.sort(np.random.default_rng(0).permutation(n)[:LENGTHS_FROM])
+
+
 def fit_process(inputs, targets, groups, order, doubt=None, start=None, prior=False):
     """The process of greatest likelihood, but for what is expected of the order; prior: and of the lengths.
+
+    That of `rows_for_lengths`; all rows predict.
 
     inputs: (n, n_inputs). targets: (n,). groups: (n,) of whole numbers. order: (n, n_pairs). doubt: (n,).
     start: theta of an earlier fit. Rasmussen and Williams (2006), equation 5.8.
     """
     from scipy.optimize import minimize
 
-    inputs, targets, order = (torch.as_tensor(part, dtype=torch.float64) for part in (inputs, targets, order))
+    inputs, targets, order = (torch.tensor(np.array(part, float)) for part in (inputs, targets, order))
     scales = [part for one in (inputs, targets) for part in (one.mean(0), one.std(0).clamp(min=1e-12))]
     inputs, targets = (inputs - scales[0]) / scales[1], (targets - scales[2]) / scales[3]
     groups = torch.as_tensor(groups)
     doubt = torch.ones(len(targets), dtype=torch.float64) if doubt is None else torch.as_tensor(doubt)
     n_inputs, n_groups = inputs.shape[1], int(groups.max()) + 1
 
-    def matrix(theta):
-        noise = noise_of(theta, n_inputs, groups) * doubt + 1e-8
-        return kernel(theta, inputs, inputs, order, order) + noise.diag()
+    some = rows_for_lengths(len(targets))
+    z, y, ordered, of_group, multiple = (part[some] for part in (inputs, targets, order, groups, doubt))
 
     def loss(values):
         theta = torch.tensor(values, requires_grad=True)
-        lower, failed = torch.linalg.cholesky_ex(matrix(theta))
+        noise = noise_of(theta, n_inputs, of_group) * multiple + 1e-8
+        lower, failed = torch.linalg.cholesky_ex(kernel(theta, z, z, ordered, ordered) + noise.diag())
         if failed:
             return 1e10, np.zeros_like(values)
-        solved = torch.linalg.solve_triangular(lower, targets[:, None], upper=False)
+        solved = torch.linalg.solve_triangular(lower, y[:, None], upper=False)
         total = 0.5 * (solved**2).sum() + lower.diag().log().sum()
         total = total + 0.5 * ((theta[-1] - np.log(ORDER_EFFECT)) / SPREAD) ** 2
         if prior:

@@ -271,6 +271,8 @@ def count_all(folder, database, system, on_lattice=False):
 
     Columns: as in `count_structures`. Raises InputError that names all faults found.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder with a POSCAR for each structure")
     missing = [name for name in database.structure if not common.poscar_path(folder, name).is_file()]
     if missing:
         found = settings.listed(missing)

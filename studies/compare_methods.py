@@ -49,6 +49,7 @@ import processes
 import report
 import settings
 import structure_stat
+from settings import InputError
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
@@ -79,6 +80,7 @@ COMMITTEES = {  # what differs from main_committee.py's settings
     "committee": {}, "committee_scratch": {"source": False}, "committee_processes": {"n_networks": 0},
 }  # fmt: skip
 ON_CLUSTERS = ("ce", "ce_fixed")  # peers that are told of no phase but the lattice they are on
+NEED_CLUSTERS = ("da", "tl", "tl_tuned", "ard", *ON_CLUSTERS)
 KEYS = ["alloys", "target", "percent", "phase_input", "method", "rule"]
 
 
@@ -114,19 +116,25 @@ def predict_ard(data, train, test, number, rule):
 
 
 def gaussian_process(inputs, targets):
-    """Matérn kernel with a length per input, and noise; smoothness 3/2 or 5/2 by likelihood."""
+    """Matérn kernel with a length per input, and noise; smoothness 3/2 or 5/2 by likelihood.
+
+    Settled on some of the rows where there are many; all of them predict.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-    models = []
+    models, drawn = [], processes.rows_for_lengths(len(targets))
     for nu in (1.5, 2.5):
         lengths, noise = np.full(inputs.shape[1], 3.0), WhiteKernel(0.1, (1e-4, 1))
         kernel = ConstantKernel(1.0, (1e-2, 1e3)) * Matern(lengths, (1e-1, 1e3), nu) + noise
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: an input of no use
-            models.append(GaussianProcessRegressor(kernel).fit(inputs, targets))
-    return max(models, key=lambda model: model.log_marginal_likelihood_value_)
+            models.append(GaussianProcessRegressor(kernel).fit(inputs[drawn], targets[drawn]))
+    best = max(models, key=lambda model: model.log_marginal_likelihood_value_)
+    if len(drawn) == len(targets):
+        return best
+    return GaussianProcessRegressor(best.kernel_, optimizer=None).fit(inputs, targets)
 
 
 def predict_gp(data, train, test, number, rule):
@@ -237,28 +245,33 @@ def network_predictions(piece, data, data_dir, splits, seeds):
     return [p[:, split.test] for p, split in zip(common.predict(trained, data.inputs), splits)]
 
 
+def answers(piece, data, data_dir, splits, seeds):
+    """Test predictions of a method fitted on each split: ({phase input: [(n_members, n_test)]}, outcome).
+
+    A committee answers with both phase inputs, and has a report.Outcome; else that is None.
+    """
+    method, rule = piece["method"], piece["rule"]
+    if method in NETWORKS:
+        return {piece["phase_input"]: network_predictions(piece, data, data_dir, splits, seeds)}, None
+    if method in COMMITTEES:  # of one seed: it is an ensemble of networks itself
+        outcome = main_committee.fit(data, splits, seeds[:1], piece["alloys"], **COMMITTEES[method])
+        given = outcome.columns["mean_given_phase"]
+        named = [p[:, split.test] for p, split in zip(outcome.predicted, splits)]
+        return {"named": named, "found": [p[None, split.test] for p, split in zip(given, splits)]}, outcome
+    of_splits = [PEERS[method](data, one.train, one.test, one.number, rule)[None] for one in splits]
+    return {piece["phase_input"]: of_splits}, None
+
+
 def work(piece, data, data_dir, seeds):
     """Fit a method on a chunk of splits: rows of the tidy table; a committee's are of both phase inputs."""
-    started, method = time.time(), piece["method"]
-    high_only = method == "scratch_prime"
+    started, high_only = time.time(), piece["method"] == "scratch_prime"
     splits = [
         common.split_rows(data.table, piece["alloys"], piece["percent"], number, high_only)
         for number in piece["splits"]
     ]
-    if method in NETWORKS:
-        answers = {piece["phase_input"]: network_predictions(piece, data, data_dir, splits, seeds)}
-    elif method in COMMITTEES:
-        outcome = main_committee.fit(data, splits, seeds[:1], piece["alloys"], **COMMITTEES[method])
-        answers = {
-            "named": [p[:, split.test] for p, split in zip(outcome.predicted, splits)],
-            "found": [p[None, split.test] for p, split in zip(outcome.columns["mean_given_phase"], splits)],
-        }
-    else:
-        rule = piece["rule"]
-        of_splits = [PEERS[method](data, one.train, one.test, one.number, rule)[None] for one in splits]
-        answers = {piece["phase_input"]: of_splits}
+    found, outcome = answers(piece, data, data_dir, splits, seeds)
     seconds, rows = (time.time() - started) / len(splits), []
-    for phase_input, predicted in answers.items():
+    for phase_input, predicted in found.items():
         for i, (split, values) in enumerate(zip(splits, predicted)):
             true = data.targets[split.test]
             ensemble, single = report.scores(true, values.mean(0)), [report.scores(true, v) for v in values]
@@ -269,7 +282,7 @@ def work(piece, data, data_dir, seeds):
             row |= {"n_pool": many.sum() - len(split.test), "n_test": len(split.test)}
             for name in ("R2", "RMSE", "MAE"):
                 row |= {name: ensemble[name], f"single_{name}": np.mean([one[name] for one in single])}
-            if method in COMMITTEES:
+            if outcome is not None:
                 row |= of_intervals(data, outcome, i, split, "" if phase_input == "named" else "_given_phase")
             rows.append(row | {"seconds": seconds})
     return pd.DataFrame(rows)
@@ -287,6 +300,17 @@ def of_intervals(data, outcome, i, split, ending):
         "phase_commonest": np.bincount(became).max() / len(became),
         "phase_log_loss": -np.log(chances[np.arange(len(became)), became]).mean(),
     }
+
+
+def able(methods, clusters):
+    """Those of the methods that data with or without clusters can train; a printed line says which."""
+    left = [method for method in methods if clusters or method not in NEED_CLUSTERS]
+    if not left:
+        raise InputError("no POSCARS/: expected a method that needs no clusters among METHODS")
+    if len(left) < len(methods):
+        others = [LABELS[method] for method in methods if method not in left]
+        print(f"without clusters: trained are {', '.join(map(LABELS.get, left))}; not {', '.join(others)}")
+    return left
 
 
 def pieces_of(chosen):
@@ -521,6 +545,7 @@ def main():
         BACKEND=settings.one_of("loky", "threading", "dask", "ray"),
         SCHEDULER=settings.optional(str),
     )
+    chosen.METHODS = able(chosen.METHODS, (chosen.DATA_DIR / "POSCARS").is_dir())
     folder, seeds, pieces = chosen.RESULTS_DIR, chosen.SEEDS, pieces_of(chosen)
     settings.output_folder(folder / "parts")
     data = {

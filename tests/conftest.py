@@ -16,9 +16,11 @@ from pymatgen.io.vasp.inputs import Poscar
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT.parent / "shared" / "HEA_data"
+OTHER = ROOT.parent / "shared" / "other_data"
 TINY = ["--epochs", "3", "--patience", "2", "--device", "cpu"]
 
 needs_study = pytest.mark.skipif(not STUDY.is_dir(), reason="the study's data is not at ../shared/HEA_data")
+needs_other = pytest.mark.skipif(not OTHER.is_dir(), reason="other alloys are not at ../shared/other_data")
 
 
 def ideal(phase, species, repeat, a=3.6):

@@ -1,5 +1,6 @@
 """The comparison of methods: statistics by hand, resumption, and a Dask cluster of two workers."""
 
+import shutil
 import sys
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "studies"))
 import compare_methods
 
 import common
+import processes
 
 SMALL = ["--splits", "0-1", "--seeds", "0-1", "--percents", "100", "--targets", "Ms", "--alloy-sets", "4+5"]
 
@@ -76,6 +78,29 @@ def test_peers_get_what_they_need(small_data):
                 continue
             true, plain = data.targets[split.test], data.targets[split.train].mean()
             assert ((found - true) ** 2).mean() < 0.7 * ((plain - true) ** 2).mean(), method
+
+
+def test_gaussian_process_of_many_rows(small_data, monkeypatch):
+    """Its lengths are settled on a part of the training set, and all of it predicts."""
+    import sklearn.gaussian_process as process
+
+    fits = []
+
+    class Noted(process.GaussianProcessRegressor):
+        def fit(self, inputs, targets):
+            fits.append((len(inputs), self.optimizer is not None))
+            return super().fit(inputs, targets)
+
+    monkeypatch.setattr(process, "GaussianProcessRegressor", Noted)
+    data = common.load_data(small_data, small_data, "Ms", cells="lattice")
+    split = common.split_rows(data.table, "4+5", 100, 0)
+    rows, true = (data, split.train, split.test, 0, "training set"), data.targets[split.test]
+    of_all = compare_methods.predict_gp(*rows)
+    assert fits == [(len(split.train), True)] * 2
+    monkeypatch.setattr(processes, "LENGTHS_FROM", 25)
+    found = compare_methods.predict_gp(*rows)
+    assert fits[2:] == [(25, True)] * 2 + [(len(split.train), False)]
+    assert ((found - true) ** 2).mean() < 4 * ((of_all - true) ** 2).mean()
 
 
 @pytest.mark.parametrize(
@@ -145,3 +170,14 @@ def test_a_backend_that_is_not_installed(small_data, tmp_path, monkeypatch):
         flags = ["--data-dir", small_data, "--results-dir", tmp_path, *SMALL, "--methods", "svr"]
         error = run("studies/compare_methods.py", *flags, "--backend", backend, status=2).err
         assert f"BACKEND {backend}: expected it installed" in error and len(error.splitlines()) == 1
+
+
+def test_without_structures_what_needs_none_is_trained(small_data, tmp_path):
+    """A table alone: methods on clusters are left out, and a line names them."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(small_data / "Database.csv", tmp_path / "data")
+    flags = ["--data-dir", tmp_path / "data", "--results-dir", tmp_path, *SMALL]
+    printed = run("studies/compare_methods.py", *flags, "--methods", "svr", "tl", "ce").out
+    assert "without clusters: trained are support vectors; not TL, CE alone" in printed
+    assert set(pd.read_csv(tmp_path / "comparison.csv").method) == {"svr"}
+    assert "expected a method" in run("studies/compare_methods.py", *flags, "--methods", "tl", status=2).err

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -193,6 +194,23 @@ def test_a_table_of_alloys_alone(small_data, tmp_path):
     assert "no folder" in found and found.split("Train:")[1] == plain.split("Train:")[1].replace("with/", "")
     assert "Scratch" in run("main_transfer.py", *flags, status=2).err
     assert "Scratch" in run("generate.py", *flags[:4], status=2).err
+    assert "a folder with a POSCAR for each" in run("structure_stat.py", *flags[:2], status=2).err
+    checked = run("check.py", *flags[:2]).out
+    assert "no folder" in checked and "nothing disagrees" in checked
+
+
+def test_a_table_of_many_elements_alone(small_data, tmp_path):
+    """That there are no clusters is said first: of so many elements there would be too many samples."""
+    frame = pd.read_csv(small_data / "Database.csv", index_col=0)
+    more = ["Al", "Co", "Cr", "Cu", "Hf", "Mo", "Nb", "Ta", "Ti", "V", "W", "Zr"]
+    names = [f"{one}{other}FeNi_fcc" for one, other in combinations(more, 2)]
+    frame = frame.iloc[np.arange(len(names)) % len(frame)].assign(structures=names, phase="fcc")
+    (tmp_path / "data").mkdir()
+    frame.to_csv(tmp_path / "data/Database.csv")
+    flags = ["--data-dir", tmp_path / "data", "--results-dir", tmp_path]
+    assert "no POSCARS" in run("generate.py", *flags, status=2).err
+    assert "no POSCARS" in run("main_transfer.py", *flags, *TINY, status=2).err
+    assert "Test: R2" in run("main.py", *flags, *TINY).out
 
 
 def test_all_the_data(small_data, tmp_path):
