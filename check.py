@@ -110,14 +110,15 @@ def read_structures(folder, frame, system):
     n_atoms, volume, named = np.full((3, len(frame)), np.nan)
     known = {}  # cells that tell what others were made in that have left their lattice
     for phase, rows in frame.groupby("phase"):
-        paths = [folder / name for name in rows.structure]
+        paths = [common.poscar_path(folder, name) for name in rows.structure]
         known[phase], _ = structure_stat.own_cells(paths, rows.formula, phase, system)
     occupation, findings = np.full((len(frame), len(wanted)), np.nan), []
     for row, (name, formula, phase) in enumerate(zip(frame.structure, frame.formula, frame.phase)):
+        path = common.poscar_path(folder, name)
         with suppress(settings.InputError):
-            structure = structure_stat.read_poscar(folder / name)
+            structure = structure_stat.read_poscar(path)
             n_atoms[row], volume[row] = len(structure), structure.volume / len(structure)
-        values, faults = structure_stat.count_structures([folder / name], [formula], phase, system)
+        values, faults = structure_stat.count_structures([path], [formula], phase, system)
         findings += [Finding(name, "structures", formula, "POSCAR", fault) for fault in faults]
         if not faults:
             occupation[row] = values[0, wanted]

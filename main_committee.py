@@ -56,6 +56,7 @@ CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of traini
 
 METHOD = "committee"  # in the names of the results
 FOUND = common.INPUT_PHASES["found"]
+SAMPLES = 1008  # alloys that the networks are taught, where a system makes too many
 LEAST_SHARE = 0.01  # no phase is impossible
 LEAST_ROWS = 10  # of a phase for a CE of its own; of rows of many elements for weights and intervals
 NORMAL_90 = 1.645  # half width of the normal distribution's 90 % interval: no stated one is less
@@ -158,6 +159,21 @@ def fit_networks(data, rows, given, seeds, alloys, n_networks, source, source_lo
     return common.Trained(network, [scalers], np.full(len(teacher), loop[0]), [])
 
 
+def sample_compositions(system, alloys):
+    """The published samples' mole fractions; of a system that makes too many, as many as the paper's drawn."""
+    try:
+        return generate.sample_compositions(system, alloys)[0]
+    except settings.InputError:
+        generator, drawn = np.random.default_rng(0), []
+        while len(drawn) < SAMPLES:
+            k = min(generator.integers(4, 6), len(system.elements))
+            chosen = generator.choice(len(system.elements), k, replace=False)
+            if common.allowed(system, [system.elements[i] for i in chosen]):
+                drawn.append(np.zeros(len(system.elements)))
+                drawn[-1][chosen] = 1 + generator.multinomial(generate.STEPS - k, np.ones(k) / k)
+        return np.array(drawn) / generate.STEPS
+
+
 def taught_by(data, rows, given, alloys, weights):
     """Samples at random in all phases, labelled by the process and by a CE for each phase found: two sets.
 
@@ -165,7 +181,7 @@ def taught_by(data, rows, given, alloys, weights):
     """
     from sklearn.linear_model import Ridge
 
-    fractions, _ = generate.sample_compositions(data.system, alloys)
+    fractions = sample_compositions(data.system, alloys)
     descriptors, columns = common.descriptors(fractions, data.system.elements), generate.CLUSTERS
     no_order = structure_stat.order_of(data.system, fractions, None)
     random = structure_stat.at_random(data.system, fractions, columns)
