@@ -21,6 +21,9 @@ from contextlib import suppress
 from functools import cache
 from itertools import combinations, product
 
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import joblib
 import numpy as np
 import pandas as pd
@@ -29,7 +32,6 @@ from tqdm import tqdm
 
 import cells
 import common
-import settings
 from cells import FIRST_SHELL, MIN_DISTANCE, read_poscar
 from common import BLOCKS, TARGETS
 from settings import InputError
