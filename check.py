@@ -15,13 +15,15 @@ A finding is no verdict: an alloy far from its neighbours may simply have anothe
 from contextlib import suppress
 from typing import NamedTuple
 
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import numpy as np
 import pandas as pd
 from pymatgen.core import Composition
 
 import common
 import generate
-import settings
 import structure_stat
 from cells import SURROUNDINGS
 from common import BLOCKS, PHASES, TARGETS

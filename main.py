@@ -15,10 +15,12 @@ has in a phase that one asks for, hcp included.
 
 from functools import partial
 
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import common
 import prediction
 import report
-import settings
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/

@@ -15,6 +15,9 @@ a test alloy's too, so with validation they are counted on the lattice (structur
 
 from functools import partial
 
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import numpy as np
 import torch
 
@@ -22,7 +25,6 @@ import common
 import generate
 import prediction
 import report
-import settings
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/

@@ -282,6 +282,16 @@ def run(main):
             sys.stdout.flush()
 
 
+def at_error(kind, error, trace):
+    """For what nothing catches: no traceback of Ctrl-C before `run` has begun, as in the imports."""
+    if kind is KeyboardInterrupt:
+        sys.exit(130)
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = at_error
+
+
 @contextmanager
 def handled(handler, *signals):
     """Handle the signals in this way within the block; signals are the main thread's."""

@@ -22,6 +22,9 @@ from functools import cache
 from itertools import combinations, product
 from math import factorial
 
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import joblib
 import numpy as np
 import pandas as pd
@@ -30,7 +33,6 @@ from tqdm import tqdm
 
 import cells
 import common
-import settings
 from cells import FIRST_SHELL, MIN_DISTANCE, read_poscar
 from common import BLOCKS, TARGETS
 from settings import InputError

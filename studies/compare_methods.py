@@ -32,13 +32,16 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import joblib
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cells
 import common
 import generate
@@ -47,7 +50,6 @@ import main_committee
 import main_transfer as transfer
 import processes
 import report
-import settings
 import structure_stat
 from settings import InputError
 

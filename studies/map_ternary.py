@@ -18,12 +18,14 @@ elements and all alloys of the section, each in its phase of lowest energy.
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 import prediction
-import settings
 
 # ---- settings ------------------------------------------------------------------------------------
 CHECKPOINT = "results/scratch_Ef_4+5_100_reference.pt"  # networks of a run of main.py or main_transfer.py

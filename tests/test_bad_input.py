@@ -463,3 +463,22 @@ def test_two_runs_at_once(data):
     run("main.py", *flags)
     assert files(data.parent).keys() == both.keys()
     assert all(both[path] == content for path, content in files(data.parent).items() if path.suffix == ".csv")
+
+
+@pytest.mark.parametrize(
+    "script", ["main.py", "main_transfer.py", "structure_stat.py", "check.py", "studies/map_ternary.py",
+               "studies/compare_methods.py"],
+)  # fmt: skip
+def test_ctrl_c_during_imports(tmp_path, script):
+    for package in ("numpy", "joblib"):
+        (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
+    command = [sys.executable, ROOT / script]
+    result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True)
+    assert (result.returncode, result.stderr) == (130, b"")
+
+
+def test_other_errors_during_imports_are_shown(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise ImportError")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([sys.executable, ROOT / "main.py"], env=env, capture_output=True)
+    assert result.returncode == 1 and b"Traceback" in result.stderr
