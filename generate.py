@@ -14,11 +14,13 @@ import math
 from itertools import combinations
 from typing import NamedTuple
 
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import numpy as np
 import pandas as pd
 
 import common
-import settings
 import structure_stat
 from common import PHASES, TARGETS
 from settings import InputError

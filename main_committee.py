@@ -23,6 +23,9 @@ import warnings
 from functools import partial
 from typing import NamedTuple
 
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import joblib
 import numpy as np
 
@@ -30,7 +33,6 @@ import common
 import generate
 import prediction
 import report
-import settings
 import structure_stat
 from processes import Process, assembled, fit_process, left_out, noise_of, of_process, robust_process
 
@@ -160,7 +162,7 @@ def fit_networks(data, rows, given, seeds, alloys, n_networks, source, source_lo
 
 
 def sample_compositions(system, alloys):
-    """The published samples' mole fractions; of a system that makes too many, as many as the paper's drawn."""
+    """Mole fractions of the published samples; of a system that makes too many, as many, drawn."""
     try:
         return generate.sample_compositions(system, alloys)[0]
     except settings.InputError:

@@ -19,6 +19,9 @@ to RESULTS_DIR a table and a picture, and with SQS_ATOMS a special quasirandom s
 from pathlib import Path
 from typing import NamedTuple
 
+import settings  # first: from here on Ctrl-C leaves no traceback
+
+# isort: split
 import numpy as np
 import pandas as pd
 
@@ -28,7 +31,6 @@ import main_committee
 import prediction
 import processes
 import report
-import settings
 import structure_stat
 from common import TARGETS
 from settings import InputError

@@ -467,7 +467,7 @@ def test_two_runs_at_once(data):
 
 @pytest.mark.parametrize(
     "script", ["main.py", "main_transfer.py", "structure_stat.py", "check.py", "studies/map_ternary.py",
-               "studies/compare_methods.py"],
+               "studies/compare_methods.py", "generate.py", "main_committee.py", "suggest.py"],
 )  # fmt: skip
 def test_ctrl_c_during_imports(tmp_path, script):
     for package in ("numpy", "joblib"):
