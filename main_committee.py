@@ -34,7 +34,16 @@ import generate
 import prediction
 import report
 import structure_stat
-from processes import Process, assembled, fit_process, left_out, noise_of, of_process, robust_process
+from processes import (
+    Process,
+    assembled,
+    fit_process,
+    left_out,
+    noise_of,
+    of_difference,
+    of_process,
+    robust_process,
+)  # fmt: skip
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
@@ -233,6 +242,27 @@ def predict(model, descriptors, lattice, order):
     return np.array(means), model.factors[0] * deviation, chances
 
 
+def was_seen(model, k):
+    """Whether a training cell was mostly in a phase."""
+    share = model.given.inputs[:, k - len(FOUND)] * model.given.scales[1][k - len(FOUND)]
+    return bool((share + model.given.scales[0][k - len(FOUND)] > 0.5).any())
+
+
+def given_phase(model, descriptors, k, order):
+    """As `predict_given`, all in one phase; nan where no training cell was in it."""
+    shares = np.tile(np.eye(len(FOUND))[k], (len(descriptors), 1))
+    mean, half_width = predict_given(model, descriptors, shares, order)
+    return (mean, half_width) if was_seen(model, k) else (mean * np.nan, half_width * np.nan)
+
+
+def of_gap(model, descriptors, k, order):
+    """Half width of the 90 % interval of the property in a phase less that in fcc, (n,)."""
+    both = in_phase(descriptors, k), in_phase(descriptors, 0)
+    variance = of_difference(model.given, *both, order, groups_of(descriptors[:, :-4]))
+    known = was_seen(model, k) and was_seen(model, 0)
+    return model.factors[1] * np.sqrt(variance) * (1 if known else np.nan)
+
+
 def fit(
     data, splits, seeds, alloys=ALLOYS, n_networks=NETWORKS, source=SOURCE,
     source_loop=(SOURCE_EPOCHS, SOURCE_LEARNING_RATE), loop=(EPOCHS, LEARNING_RATE), batch_size=BATCH_SIZE,
@@ -297,11 +327,14 @@ def predictor(state, system, phases):
         means, half_widths, chances = zip(*(predict(one, descriptors, lattice, order) for one in models))
         columns = {"half_width_90": np.mean(half_widths, axis=0)}
         columns |= {f"p_{phase}": np.mean(chances, axis=0)[:, k] for k, phase in enumerate(FOUND)}
+        given = [[given_phase(one, descriptors, k, order) for k in range(len(FOUND))] for one in models]
         for k, phase in enumerate(FOUND):
-            shares = np.tile(np.eye(len(FOUND))[k], (len(fractions), 1))
-            given = [predict_given(one, descriptors, shares, order) for one in models]
-            columns[f"mean_{phase}"] = np.mean([mean.mean(0) for mean, _ in given], axis=0)
-            columns[f"half_width_90_{phase}"] = np.mean([half_width for _, half_width in given], axis=0)
+            columns[f"mean_{phase}"] = np.mean([of_model[k][0].mean(0) for of_model in given], axis=0)
+            columns[f"half_width_90_{phase}"] = np.mean([of_model[k][1] for of_model in given], axis=0)
+        for k, phase in enumerate(FOUND[1:], 1):
+            columns[f"{phase} - fcc"] = columns[f"mean_{phase}"] - columns["mean_fcc"]
+            widths = [of_gap(one, descriptors, k, order) for one in models]
+            columns[f"half_width_90 {phase} - fcc"] = np.mean(widths, axis=0)
         return np.concatenate(means), columns
 
     return predict_alloys

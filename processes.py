@@ -153,6 +153,21 @@ def covariance(process, inputs, order):
     return (process.scales[3] ** 2 * (own - cross @ process.inverse @ cross.T)).numpy()
 
 
+def of_difference(process, one, other, order, groups):
+    """Variance of one label less another, noise of both included, (n,), in the target's unit squared.
+
+    one, other: inputs of the same alloys, (n, n_inputs), such as in two phases.
+    """
+    both = [(torch.as_tensor(inputs) - process.scales[0]) / process.scales[1] for inputs in (one, other)]
+    ordered = torch.as_tensor(order)
+    first, second = (kernel(process.theta, z, process.inputs, ordered, process.order) for z in both)
+    shared = kernel(process.theta, *both, ordered, ordered).diag() - ((first @ process.inverse) * second).sum(
+        1
+    )
+    variances = [of_process(process, inputs, order, groups)[1] for inputs in (one, other)]
+    return sum(variances) - 2 * (process.scales[3] ** 2 * shared).numpy()
+
+
 def noise_in_units(process, groups):
     """Variance of the noise of each row, (n,), in the target's unit squared."""
     noise = noise_of(process.theta, process.inputs.shape[1], torch.as_tensor(groups))

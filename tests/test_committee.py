@@ -81,6 +81,19 @@ def test_noise_of_groups_outliers_and_order():
     np.testing.assert_allclose(effect, [0.2, -0.1], atol=0.05)
 
 
+def test_a_difference():
+    """Of two inputs of each row: as the covariance of both together and their noise have it."""
+    inputs, targets, groups, order = made_up()
+    process = processes.fit_process(inputs, targets, groups, order)
+    one, other = inputs[:5], inputs[5:10]
+    found = processes.of_difference(process, one, other, order[:5], groups[:5])
+    both = processes.covariance(process, np.vstack([one, other]), np.vstack([order[:5], order[:5]]))
+    noise = processes.noise_in_units(process, groups[:5])
+    for i in range(5):
+        step = np.eye(10)[i] - np.eye(10)[5 + i]
+        assert found[i] == pytest.approx(step @ both @ step + 2 * noise[i])
+
+
 @pytest.fixture(scope="module")
 def data(small_data):
     return common.load_data(small_data, small_data, "Ef", cells="lattice")
@@ -211,6 +224,8 @@ def test_as_a_script(small_data, tmp_path):
     whole = predictions.groupby("structure").mean(numeric_only=True).loc[found.index]
     columns = ["mean", "half_width_90", "p_fcc", "p_bcc", "p_hcp"]
     np.testing.assert_allclose(found[columns], whole[columns], atol=1e-5)
+    assert found.mean_hcp.isna().all()  # no cell here is hcp
+    np.testing.assert_allclose(found["bcc - fcc"], found.mean_bcc - found.mean_fcc)
     own = np.where(found.phase == "fcc", found.mean_fcc, found.mean_bcc)
     np.testing.assert_allclose(own, whole.mean_given_phase, atol=1e-5)
 
