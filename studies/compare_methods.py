@@ -65,6 +65,7 @@ PERCENTS = "0 20 40 60 80 100"  # shares of the training set's four- and five-el
 SPLITS = "0-19"  # random splits into training and test set
 SEEDS = "0-3"  # networks per split
 RULES = "validation reference"  # how networks choose their epoch: validation, reference
+BASELINE = "scratch"  # the method whose error is taken from the others' in paired.csv and paired.png
 BACKEND = "loky"  # joblib's: loky (this machine's cores), threading, dask or ray
 SCHEDULER = None  # address of the Dask scheduler or Ray cluster; None: one on this machine
 # --------------------------------------------------------------------------------------------------
@@ -399,7 +400,7 @@ def corrected_interval(differences, n_pool, n_test):
     return student.ppf(0.975, n - 1) * np.sqrt((1 / n + n_test / n_pool) * np.var(differences, ddof=1))
 
 
-def paired(frame, baseline="scratch", measure="RMSE"):
+def paired(frame, baseline=BASELINE, measure="RMSE"):
     """Each method against the baseline, split by split: mean difference, its interval, ratio.
 
     Empty where the baseline is not among the methods.
@@ -511,26 +512,32 @@ def plot_learning_curves(frame, source, path):
     figure.savefig(path, dpi=150, format="png")
 
 
-def plot_paired(found, source, path):
-    """Difference from Scratch in RMSE, split by split, with corrected 95 % intervals; found: of `paired`."""
+def plot_paired(found, baseline, source, path):
+    """Difference from the baseline in RMSE, split by split, with corrected 95 % intervals.
+
+    found: of `paired`. A row of panels for each phase input.
+    """
     from matplotlib.figure import Figure
 
-    panels = list(found.groupby(["alloys", "phase_input", "target", "percent"]))
-    figure = Figure(figsize=(max(3.6 * len(panels) + 1, 6), 4.2), layout="constrained")
+    names, inputs = ["alloys", "target", "percent"], sorted(set(found.phase_input), reverse=True)
+    columns = list(dict.fromkeys(map(tuple, found[names].sort_values(names).to_numpy())))
     methods = [m for m in LABELS if m in set(found.method)]
-    for axes, (keys, group) in zip(np.ravel(figure.subplots(1, len(panels), sharey=True)), panels):
-        alloys, phase_input, target, percent = keys
-        place = [-methods.index(method) for method in group.method]
+    size = max(3.4 * len(columns) + 1.5, 6), (0.3 * len(methods) + 1.6) * len(inputs) + 0.6
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(inputs), len(columns), sharey=True, squeeze=False)
+    for (i, phase_input), (j, keys) in product(enumerate(inputs), enumerate(columns)):
+        alloys, target, percent = keys
+        group = found[(found[names] == list(keys)).all(axis=1) & (found.phase_input == phase_input)]
+        axes, place = panels[i, j], [-methods.index(method) for method in group.method]
         axes.errorbar(group.difference, place, xerr=group.half_width, fmt="o", ms=4, capsize=3)
         axes.axvline(0, c="k", lw=0.8)
         axes.locator_params(axis="x", nbins=4)
         axes.set_yticks([-i for i in range(len(methods))], [LABELS[m] for m in methods])
         words = in_words(alloys, target, phase_input)
         axes.set_title(f"{words}\n{kept(alloys, percent)}", fontsize="small")
-        unit = common.TARGETS[target].unit
-        axes.set_xlabel(f"test RMSE less Scratch's ({unit})\nleft of the line: better", fontsize="small")
-    splits = f"{found.splits.max()} splits, 95 % intervals"
-    figure.suptitle(f"{splits}\ndata: {source}", fontsize=9)
+        axes.set_xlabel(f"left of the line: better ({common.TARGETS[target].unit})", fontsize="small")
+    what = f"Test RMSE less that of {LABELS[baseline]}: {found.splits.max()} splits, 95 % intervals"
+    figure.suptitle(f"{what}\ndata: {source}", fontsize=9)
     figure.savefig(path, dpi=150, format="png")
 
 
@@ -543,6 +550,7 @@ def main():
         PERCENTS=settings.words_of("0", "20", "40", "60", "80", "100"),
         SPLITS=settings.numbers,
         PHASE_INPUTS=settings.words_of("named", "found"),
+        BASELINE=settings.one_of(*LABELS),
         RULES=settings.words_of("validation", "reference"),
         BACKEND=settings.one_of("loky", "threading", "dask", "ray"),
         SCHEDULER=settings.optional(str),
@@ -579,14 +587,14 @@ def main():
     frame = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
     with settings.whole_files(folder) as new:
         settings.write_csv(frame, new("comparison.csv"))
-        settings.write_csv(paired(frame), new("paired.csv"))
+        settings.write_csv(paired(frame, chosen.BASELINE), new("paired.csv"))
         write_markdown(frame, new("comparison.md"))
         honest, source = frame[frame.rule != "reference"], next(iter(data.values())).source
-        differences = paired(honest[honest.percent.isin([20, 100])])
+        differences = paired(honest[honest.percent.isin([20, 100])], chosen.BASELINE)
         if len(honest):
             plot_learning_curves(honest, source, new("learning_curve.png"))
         if len(differences):
-            plot_paired(differences, source, new("paired.png"))
+            plot_paired(differences, chosen.BASELINE, source, new("paired.png"))
     print((folder / "comparison.md").read_text("utf-8"))
 
 

@@ -119,7 +119,8 @@ def test_pictures(tmp_path, pictures, percents):
     frame["rule"] = np.where(networks, "validation", "training set")
     frame["split"], frame["RMSE"] = np.repeat(range(3), len(keys)), np.arange(len(frame)) % 7 + 1.0
     compare_methods.plot_learning_curves(frame, "the data's source", tmp_path / "curves")
-    compare_methods.plot_paired(compare_methods.paired(frame), "the data's source", tmp_path / "paired")
+    found = compare_methods.paired(frame)
+    compare_methods.plot_paired(found, "scratch", "the data's source", tmp_path / "paired")
     for said in pictures.values():
         assert not any(code in said for code in ("Ef", "Ms", "4+5", "Total", "mub"))
         for words in ("formation energy\nalloys of four and five elements\nphase as named", "μB/atom"):
