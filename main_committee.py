@@ -16,7 +16,8 @@
 
 Of what is predicted it reads composition, lattice and the arrangement of species on it, never what DFT made
 of the cell; of training rows all. Prints and writes what main.py does, and for each alloy the columns
-half_width_90, p_fcc, p_bcc, p_hcp, and mean_given_phase, half_width_90_given_phase for the shares it has.
+half_width_90, p_fcc, p_bcc, p_hcp, and mean_given_phase, half_width_90_given_phase for the shares it has;
+and <run>_reliability.png, what the intervals hold.
 """
 
 import warnings
@@ -28,6 +29,7 @@ import settings  # first: from here on Ctrl-C leaves no traceback
 # isort: split
 import joblib
 import numpy as np
+import pandas as pd
 
 import common
 import generate
@@ -358,33 +360,58 @@ def main():
             (chosen.SOURCE_EPOCHS, chosen.SOURCE_LEARNING_RATE), (chosen.EPOCHS, chosen.LEARNING_RATE),
             chosen.BATCH_SIZE,
         )  # fmt: skip
-    print_coverage(data, splits, outcome)
+    if any(len(split.test) for split in splits):
+        tested = of_test(data, splits, outcome)
+        print_coverage(tested)
+        what = f"{common.TARGETS[data.target].label}, {len(tested)} test alloys; data: {data.source}"
+        picture = partial(plot_reliability, tested, what)
+        outcome = outcome._replace(pictures=(("reliability", picture),))
     report.report(chosen, data, splits, outcome, how="as set, none chosen on a label")
 
 
-def print_coverage(data, splits, outcome):
+QUESTIONS = {"": "on a lattice", "_given_phase": "in the phase it has"}
+
+
+def of_test(data, splits, outcome):
+    """A row for each test alloy of each split: error over half width of both questions, phase and chances."""
+    frames = []
+    for i, split in enumerate(splits):
+        columns = {name: values[i, split.test] for name, values in outcome.columns.items()}
+        columns["mean"] = outcome.predicted[i].mean(0)[split.test]
+        frame = pd.DataFrame(columns).assign(became=data.shares[split.test].argmax(1))
+        for ending in QUESTIONS:
+            error = np.abs(frame[f"mean{ending}"] - data.targets[split.test])
+            frame[f"error{ending}"] = error / frame[f"half_width_90{ending}"]
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def print_coverage(tested):
     """How many of the test alloys the stated intervals hold, and how well the phase was told."""
-    tested = [(i, split.test) for i, split in enumerate(splits) if len(split.test)]
-    if not tested:
-        return
-    columns, test = outcome.columns, np.concatenate([rows for _, rows in tested])
+    for ending, question in QUESTIONS.items():
+        held = (tested[f"error{ending}"] <= 1).mean()
+        print(f"{question}, the stated 90 % interval holds {held:.0%} of the test alloys")
+    chances, became = tested[[f"p_{phase}" for phase in FOUND]].to_numpy(), tested.became.to_numpy()
+    loss = -np.log(chances[np.arange(len(became)), became]).mean()
+    told, commonest = (chances.argmax(1) == became).mean(), np.bincount(became).max() / len(became)
+    print(f"phase: {told:.0%} told, the commonest is {commonest:.0%}; log loss {loss:.3f}")
 
-    def of_test(values):
-        return np.concatenate([values[i][rows] for i, rows in tested])
 
-    for mean, ending in ((outcome.predicted.mean(1), ""), (columns["mean_given_phase"], "_given_phase")):
-        held = np.abs(of_test(mean) - data.targets[test]) <= of_test(columns[f"half_width_90{ending}"])
-        print(
-            f"the stated 90 % interval{ending.replace('_', ' ')} holds {held.mean():.0%} of the test alloys"
-        )
-    chances = np.column_stack([of_test(columns[f"p_{phase}"]) for phase in FOUND])
-    became = data.shares[test].argmax(1)
-    loss = -np.log(chances[np.arange(len(test)), became]).mean()
-    commonest = np.bincount(became).max() / len(test)
-    print(
-        f"phase: {(chances.argmax(1) == became).mean():.0%} told, the commonest is {commonest:.0%}; "
-        f"log loss {loss:.3f}"
-    )
+def plot_reliability(tested, what, path):
+    """Share of test alloys held by intervals of each level, those of 90 % stretched as a normal's are."""
+    from matplotlib.figure import Figure
+    from scipy.stats import norm
+
+    levels = np.linspace(0.02, 0.98, 49)
+    axes = (figure := Figure(figsize=(4.6, 4.6), layout="constrained")).subplots()
+    for ending, question in QUESTIONS.items():
+        held = [(tested[f"error{ending}"] <= norm.ppf((1 + p) / 2) / NORMAL_90).mean() for p in levels]
+        axes.plot(levels, held, label=f"{question}: {(tested[f'error{ending}'] <= 1).mean():.0%} in 90 %")
+    axes.axline((0, 0), slope=1, c="k", lw=0.8)
+    axes.set(xlabel="stated", ylabel="share of test alloys held", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_title(f"Committee's intervals\n{what}", fontsize=8)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150, format="png")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Outcome(NamedTuple):
     columns: dict  # what else it says of each alloy: {name: (n_splits, n)}
     state: dict  # of tensors, numbers and lists: what a checkpoint needs to predict again
     module: str  # that has `predictor`, which reads the state
+    pictures: tuple = ()  # of (ending of the name, function of a path)
 
 
 def of_networks(trained, data):
@@ -154,6 +155,8 @@ def report(chosen, data, splits, outcome, how=None):
         settings.write_csv(predictions, new(f"{name}_predictions.csv"))
         settings.write_csv(losses, new(f"{name}_losses.csv"))
         plot_parity(chosen, data, predictions, how or HOW[chosen.SELECT_BY], new(f"{name}_parity.png"))
+        for ending, draw in outcome.pictures:
+            draw(new(f"{name}_{ending}.png"))
         save_checkpoint(chosen, data, splits, outcome, new(f"{name}.pt"))
     print(f"written: {chosen.RESULTS_DIR / name}_*.csv, _settings.json, _parity.png and .pt")
     if chosen.PREDICT:

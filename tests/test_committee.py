@@ -209,9 +209,10 @@ def test_as_a_script(small_data, tmp_path):
     name = tmp_path / "committee_Ef_4+5_100_fixed"
     predictions = pd.read_csv(f"{name}_predictions.csv")
     test = predictions[predictions.set == "test"]
-    for mean, half_width in (("mean", "half_width_90"), ("mean_given_phase", "half_width_90_given_phase")):
-        held = ((test[mean] - test.true).abs() <= test[half_width]).mean()
-        assert f"interval{half_width[13:].replace('_', ' ')} holds {held:.0%} of" in printed
+    for ending, question in main_committee.QUESTIONS.items():
+        held = ((test[f"mean{ending}"] - test.true).abs() <= test[f"half_width_90{ending}"]).mean()
+        assert f"{question}, the stated 90 % interval holds {held:.0%} of" in printed
+    assert (tmp_path / f"{name.name}_reliability.png").stat().st_size > 5000
     chances = predictions[["p_fcc", "p_bcc", "p_hcp"]]
     np.testing.assert_allclose(chances.sum(axis=1), 1)
     told = np.take(["fcc", "bcc", "hcp"], test[chances.columns].to_numpy().argmax(1)) == test.phase

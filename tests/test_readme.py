@@ -9,7 +9,7 @@ from conftest import ROOT, TINY, run
 MORE = {  # said last, it counts
     "main.py": TINY,
     "main_transfer.py": [*TINY, "--source-epochs", "1"],
-    "main_committee.py": ["--epochs", "2", "--source-epochs", "1"],
+    "main_committee.py": ["--epochs", "2", "--source-epochs", "1", "--networks", "2"],
     "studies/compare_methods.py": ["--splits", "0", "--seeds", "0", "--methods", "svr", "ce"],
 }
 
