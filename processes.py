@@ -40,7 +40,9 @@ def kernel(theta, one, other, order, other_order):
 
 
 def noise_of(theta, n_inputs, groups):
-    return theta[1 + n_inputs : -1].exp()[groups]
+    """Variance of the noise of each row; a group that no row was of has that of the last."""
+    levels = theta[1 + n_inputs : -1].exp()
+    return levels[groups.clamp(max=len(levels) - 1)]
 
 
 def rows_for_lengths(n):

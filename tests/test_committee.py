@@ -81,6 +81,14 @@ def test_noise_of_groups_outliers_and_order():
     np.testing.assert_allclose(effect, [0.2, -0.1], atol=0.05)
 
 
+def test_a_group_that_was_not_trained_on():
+    """Alloys of many elements, where all of the training have few."""
+    inputs, targets, groups, order = made_up()
+    process = processes.fit_process(inputs, targets, 0 * groups, order)
+    found = [processes.of_process(process, inputs, order, group + 0 * groups)[1] for group in (0, 1)]
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_difference():
     """Of two inputs of each row: as the covariance of both together and their noise have it."""
     inputs, targets, groups, order = made_up()
