@@ -167,6 +167,25 @@ def test_put_together_anew(data, model):
     assert len(np.unique(networks[:, :, 0])) == 3 * 4
 
 
+def test_weight_and_factors_by_rows_left_out(data, split, model):
+    """Written down anew: least squares for the weight, and what holds nine tenths of the errors."""
+    descriptors, targets = data.inputs[split.train, :-2], data.targets[split.train]
+    shares = np.column_stack([processes.left_out(one)[0] for one in model.shares]).clip(0.01, 1)
+    chances = shares / shares.sum(1, keepdims=True)
+    of_phases = [processes.left_out(model.given, main_committee.in_phase(descriptors, k)) for k in range(3)]
+    means, variances = (np.column_stack(part) for part in zip(*of_phases))
+    mixed, alone = (chances * means).sum(1), processes.left_out(model.direct)[0]
+    solved = np.linalg.lstsq((mixed - alone)[:, None], targets - alone, rcond=None)[0][0]
+    assert model.weight == pytest.approx(np.clip(solved, 0, 1), abs=1e-6)
+    spread = (chances * (variances + means**2)).sum(1) - mixed**2
+    errors = targets - (model.weight * mixed + (1 - model.weight) * alone)
+    many = (descriptors[:, :5] > 0).sum(1) >= 4
+    assert model.factors[0] == pytest.approx(main_committee.factor(errors[many], spread[many] ** 0.5))
+    mean, variance = processes.left_out(model.given)
+    expected = main_committee.factor((targets - mean)[many], variance[many] ** 0.5)
+    assert model.factors[1] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("teacher", [0, 1])
 def test_networks_learn_from_both_teachers(data, split, monkeypatch, teacher):
     """With one teacher's labels moved, every other network moves, and only these."""
