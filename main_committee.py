@@ -262,7 +262,7 @@ def of_gap(model, descriptors, k, order):
     both = in_phase(descriptors, k), in_phase(descriptors, 0)
     variance = of_difference(model.given, *both, order, groups_of(descriptors[:, :-4]))
     known = was_seen(model, k) and was_seen(model, 0)
-    return model.factors[1] * np.sqrt(variance) * (1 if known else np.nan)
+    return model.factors[1] * np.sqrt(variance.clip(min=0)) * (1 if known else np.nan)
 
 
 def fit(
@@ -363,7 +363,7 @@ def main():
     if any(len(split.test) for split in splits):
         tested = of_test(data, splits, outcome)
         print_coverage(tested)
-        what = f"{common.TARGETS[data.target].label}, {len(tested)} test alloys; data: {data.source}"
+        what = f"{common.TARGETS[data.target].label}, {len(tested)} test alloys\ndata: {data.source}"
         picture = partial(plot_reliability, tested, what)
         outcome = outcome._replace(pictures=(("reliability", picture),))
     report.report(chosen, data, splits, outcome, how="as set, none chosen on a label")
@@ -409,7 +409,7 @@ def plot_reliability(tested, what, path):
         axes.plot(levels, held, label=f"{question}: {(tested[f'error{ending}'] <= 1).mean():.0%} in 90 %")
     axes.axline((0, 0), slope=1, c="k", lw=0.8)
     axes.set(xlabel="stated", ylabel="share of test alloys held", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set_title(f"Committee's intervals\n{what}", fontsize=8)
+    axes.set_title(f"Committee's intervals, {what}", fontsize=7)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150, format="png")
 
