@@ -353,7 +353,13 @@ def main():
     inputs = common.network_inputs(fractions, shares, system.elements)
     targets = database[common.TARGETS["Ef"].column].to_numpy()
     data = SimpleNamespace(
-        table=database, system=system, inputs=inputs, targets=targets, cells="given", phases=common.PHASES
+        table=database,
+        system=system,
+        inputs=inputs,
+        targets=targets,
+        cells="given",
+        clusters=database,
+        phases=common.PHASES,
     )
     rows = time_structures(folder / "POSCARS", database, system, repeats, chosen.COPIES)
     rows += time_samples(folder, data, repeats)

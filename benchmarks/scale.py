@@ -70,8 +70,14 @@ def plot(frame, path):
     panels = zip(figure.subplots(1, 2), (["fit (s)", "predict 1000 (s)"], ["memory (MB)"]))
     for axes, names in panels:
         for name in names:
-            axes.loglog(frame.labels, frame[name], marker="o", label=name)
-        axes.set(xlabel="labels", xticks=frame.labels, xticklabels=frame.labels)
+            axes.plot(frame.labels, frame[name], marker="o", label=name)
+        axes.set(xscale="log", yscale="log" if len(names) > 1 else "linear")
+        axes.set(
+            ylim=None if len(names) > 1 else (0, None),
+            xlabel="labels",
+            xticks=frame.labels,
+            xticklabels=frame.labels,
+        )
         axes.minorticks_off()
         axes.legend()
     figure.savefig(path, dpi=150, format="png")
