@@ -70,7 +70,7 @@ CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of traini
 METHOD = "committee"  # in the names of the results
 FOUND = common.INPUT_PHASES["found"]
 SAMPLES = 1008  # alloys that the networks are taught, where a system makes too many
-LEAST_SHARE = 0.01  # no phase is impossible
+LEAST_SHARE = 0.01  # no phase that a training cell was in is impossible
 LEAST_ROWS = 10  # of a phase for a CE of its own; of rows of many elements for weights and intervals
 NORMAL_90 = 1.645  # half width of the normal distribution's 90 % interval: no stated one is less
 
@@ -109,8 +109,10 @@ def mixture(chances, means, variances):
     return mean, (chances * (variances + means**2)).sum(1) - mean**2
 
 
-def normalised(shares):
+def normalised(shares, seen):
+    """Shares as chances; of a phase that no training cell was in, which nothing is known of, 0."""
     chances = np.clip(np.column_stack(shares), LEAST_SHARE, 1)
+    chances = chances * seen if np.any(seen) else chances
     return chances / chances.sum(1, keepdims=True)
 
 
@@ -140,7 +142,7 @@ def fit_split(data, rows, seeds, alloys, n_networks, source, source_loop, loop, 
             data, rows, given, seeds, alloys, n_networks, source, source_loop, loop, batch_size
         )
     # Weight and factors by rows left out, those of many elements where there are some.
-    chances = normalised([left_out(one)[0] for one in of_shares])
+    chances = normalised([left_out(one)[0] for one in of_shares], shares.max(0) > 0.5)
     of_phases = [left_out(given, in_phase(descriptors, k)) for k in range(len(FOUND))]
     mixed, variance = mixture(chances, *(np.column_stack(part) for part in zip(*of_phases)))
     alone, some = left_out(direct)[0], groups == 1 if groups.sum() >= LEAST_ROWS else groups >= 0
@@ -229,7 +231,8 @@ def predict(model, descriptors, lattice, order):
     lattice: one-hot, (n, n_lattices).
     """
     named, groups = np.hstack([descriptors, lattice]), groups_of(descriptors[:, :-4])
-    chances = normalised([of_process(one, named, np.zeros((len(named), 0)))[0] for one in model.shares])
+    none, seen = np.zeros((len(named), 0)), [was_seen(model, k) for k in range(len(FOUND))]
+    chances = normalised([of_process(one, named, none)[0] for one in model.shares], seen)
     phases = [in_phase(descriptors, k) for k in range(len(FOUND))]
     found = [of_process(model.given, inputs, order, groups) for inputs in phases]
     means, variances = (np.column_stack(part) for part in zip(*found))
