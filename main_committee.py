@@ -106,7 +106,7 @@ class Model(NamedTuple):
 def mixture(chances, means, variances):
     """Mean and variance of a mixture: (n, n_phases) each -> (n,) each."""
     mean = (chances * means).sum(1)
-    return mean, (chances * (variances + means**2)).sum(1) - mean**2
+    return mean, (chances * (variances + (means - mean[:, None]) ** 2)).sum(1)
 
 
 def normalised(shares, seen):
@@ -395,7 +395,7 @@ def print_coverage(tested):
         held = (tested[f"error{ending}"] <= 1).mean()
         print(f"{question}, the stated 90 % interval holds {held:.0%} of the test alloys")
     chances, became = tested[[f"p_{phase}" for phase in FOUND]].to_numpy(), tested.became.to_numpy()
-    loss = -np.log(chances[np.arange(len(became)), became]).mean()
+    loss = -np.log(chances[np.arange(len(became)), became].clip(LEAST_SHARE / 10)).mean()
     told, commonest = (chances.argmax(1) == became).mean(), np.bincount(became).max() / len(became)
     print(f"phase: {told:.0%} told, the commonest is {commonest:.0%}; log loss {loss:.3f}")
 

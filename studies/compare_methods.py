@@ -301,7 +301,7 @@ def of_intervals(data, outcome, i, split, ending):
         "within_90": (np.abs(data.targets[split.test] - mean) <= columns[f"half_width_90{ending}"]).mean(),
         "phase_told": (chances.argmax(1) == became).mean(),
         "phase_commonest": np.bincount(became).max() / len(became),
-        "phase_log_loss": -np.log(chances[np.arange(len(became)), became]).mean(),
+        "phase_log_loss": -np.log(chances[np.arange(len(became)), became].clip(1e-3)).mean(),
     }
 
 
