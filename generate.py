@@ -59,6 +59,21 @@ def ce_columns(system, clusters):
     return [column for block in clusters for column in common.cluster_columns(system, block)]
 
 
+def fewest_elements(alloys):
+    return 4 if alloys == "4+5" else 2
+
+
+def most_compositions(n_elements, alloys):
+    """How many alloys the tenths of so many elements make, were no pair excluded."""
+    sizes = range(fewest_elements(alloys), MAX_ELEMENTS + 1)
+    return sum(math.comb(n_elements, k) * math.comb(STEPS - 1, k - 1) for k in sizes)
+
+
+def formulas_of(fractions, elements):
+    """Formulas of alloys whose mole fractions are multiples of 1/STEPS."""
+    return ["".join(f"{e}{round(STEPS * x)}" for e, x in zip(elements, row) if x > 0) for row in fractions]
+
+
 def sample_compositions(system, alloys):
     """Mole fractions (n, n_elements) and kind (n,) of the alloys to label: 1008 for '4+5', 1710 for 'Total'.
 
@@ -67,8 +82,7 @@ def sample_compositions(system, alloys):
     earlier one's place: each alloy with Mn is followed by its copy with Pd. Alloys without such
     elements come first; in both parts those of fewer elements come first. kind: as in Samples.
     """
-    n, least = len(system.elements), 4 if alloys == "4+5" else 2
-    most = sum(math.comb(n, k) * math.comb(STEPS - 1, k - 1) for k in range(least, MAX_ELEMENTS + 1))
+    least, most = fewest_elements(alloys), most_compositions(len(system.elements), alloys)
     if not 0 < most <= MOST_SAMPLES:
         raise InputError(
             f"ALLOYS {alloys}: expected elements that make 1 to {MOST_SAMPLES} alloys of {least} to "
@@ -273,12 +287,8 @@ def ceil_share(number, part, whole):
 def samples_frame(samples, phase, column, labels):
     """A row per sample: composition, descriptors, label."""
     names = [*samples.elements, "S (J/mol/K)", "delta_r", "delta_chi", "valence", *PHASES]
-    formulas = [
-        "".join(f"{e}{round(STEPS * x)}" for e, x in zip(samples.elements, row) if x > 0)
-        for row in samples.fractions
-    ]
     frame = pd.DataFrame(samples.inputs[phase], columns=names)
-    frame.insert(0, "composition", formulas)
+    frame.insert(0, "composition", formulas_of(samples.fractions, samples.elements))
     return frame.assign(**{column: labels})
 
 

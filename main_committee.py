@@ -45,7 +45,7 @@ from processes import (
     of_difference,
     of_process,
     robust_process,
-)  # fmt: skip
+)
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
@@ -69,6 +69,7 @@ CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of traini
 
 METHOD = "committee"  # in the names of the results
 FOUND = common.INPUT_PHASES["found"]
+QUESTIONS = {"": "on a lattice", "_given_phase": "in the phase it has"}  # ending of its columns -> in words
 SAMPLES = 1008  # alloys that the networks are taught, where a system makes too many
 LEAST_SHARE = 0.01  # no phase that a training cell was in is impossible
 LEAST_ROWS = 10  # of a phase for a CE of its own; of rows of many elements for weights and intervals
@@ -176,17 +177,17 @@ def fit_networks(data, rows, given, seeds, alloys, n_networks, source, source_lo
 
 def sample_compositions(system, alloys):
     """Mole fractions of the published samples; of a system that makes too many, as many, drawn."""
-    try:
+    n_elements = len(system.elements)
+    if generate.most_compositions(n_elements, alloys) <= generate.MOST_SAMPLES:
         return generate.sample_compositions(system, alloys)[0]
-    except settings.InputError:
-        generator, drawn = np.random.default_rng(0), []
-        while len(drawn) < SAMPLES:
-            k = min(generator.integers(4, 6), len(system.elements))
-            chosen = generator.choice(len(system.elements), k, replace=False)
-            if common.allowed(system, [system.elements[i] for i in chosen]):
-                drawn.append(np.zeros(len(system.elements)))
-                drawn[-1][chosen] = 1 + generator.multinomial(generate.STEPS - k, np.ones(k) / k)
-        return np.array(drawn) / generate.STEPS
+    generator, drawn = np.random.default_rng(0), []
+    while len(drawn) < SAMPLES:
+        k = generator.integers(4, generate.MAX_ELEMENTS + 1)
+        chosen = generator.choice(n_elements, k, replace=False)
+        if common.allowed(system, [system.elements[i] for i in chosen]):
+            drawn.append(np.zeros(n_elements))
+            drawn[-1][chosen] = 1 + generator.multinomial(generate.STEPS - k, np.ones(k) / k)
+    return np.array(drawn) / generate.STEPS
 
 
 def taught_by(data, rows, given, alloys, weights):
@@ -289,7 +290,7 @@ def fit(
     clusters = None
     if data.clusters is not None:
         columns = generate.ce_columns(data.system, structure_stat.ORDER)
-        clusters = data.clusters[columns].assign(**dict(zip(columns, common.known_before(data, columns).T)))
+        clusters = pd.DataFrame(common.known_before(data, columns), columns=columns)
     order = structure_stat.order_of(data.system, descriptors[:, : len(data.system.elements)], clusters)
     found = [predict(one, descriptors, lattice, order) for one in models]
     given = [predict_given(one, descriptors, data.shares, order) for one in models]
@@ -345,36 +346,6 @@ def predictor(state, system, phases):
     return predict_alloys
 
 
-def main():
-    chosen = settings.read(
-        globals(),
-        TARGET=settings.one_of(*common.TARGETS),
-        NETWORKS=settings.number(int, 0),
-        SOURCE=settings.true_or_false,
-    )
-    chosen.METHOD, chosen.PHASE_INPUT = METHOD, "named"
-    if prediction.predicts_only(chosen):
-        return
-    data, splits = report.load(chosen, cells="lattice")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of joblib, on the workers it stops
-        outcome = fit(
-            data, splits, chosen.SEEDS, chosen.ALLOYS, chosen.NETWORKS, chosen.SOURCE,
-            (chosen.SOURCE_EPOCHS, chosen.SOURCE_LEARNING_RATE), (chosen.EPOCHS, chosen.LEARNING_RATE),
-            chosen.BATCH_SIZE,
-        )  # fmt: skip
-    if any(len(split.test) for split in splits):
-        tested = of_test(data, splits, outcome)
-        print_coverage(tested)
-        what = f"{common.TARGETS[data.target].label}, {len(tested)} test alloys\ndata: {data.source}"
-        picture = partial(plot_reliability, tested, what)
-        outcome = outcome._replace(pictures=(("reliability", picture),))
-    report.report(chosen, data, splits, outcome, how="as set, none chosen on a label")
-
-
-QUESTIONS = {"": "on a lattice", "_given_phase": "in the phase it has"}
-
-
 def of_test(data, splits, outcome):
     """A row for each test alloy of each split: error over half width of both questions, phase and chances."""
     frames = []
@@ -415,6 +386,33 @@ def plot_reliability(tested, what, path):
     axes.set_title(f"Committee's intervals, {what}", fontsize=7)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150, format="png")
+
+
+def main():
+    chosen = settings.read(
+        globals(),
+        TARGET=settings.one_of(*common.TARGETS),
+        NETWORKS=settings.number(int, 0),
+        SOURCE=settings.true_or_false,
+    )
+    chosen.METHOD, chosen.PHASE_INPUT = METHOD, "named"
+    if prediction.predicts_only(chosen):
+        return
+    data, splits = report.load(chosen, cells="lattice")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of joblib, on the workers it stops
+        outcome = fit(
+            data, splits, chosen.SEEDS, chosen.ALLOYS, chosen.NETWORKS, chosen.SOURCE,
+            (chosen.SOURCE_EPOCHS, chosen.SOURCE_LEARNING_RATE), (chosen.EPOCHS, chosen.LEARNING_RATE),
+            chosen.BATCH_SIZE,
+        )  # fmt: skip
+    if any(len(split.test) for split in splits):
+        tested = of_test(data, splits, outcome)
+        print_coverage(tested)
+        what = f"{common.TARGETS[data.target].label}, {len(tested)} test alloys\ndata: {data.source}"
+        picture = partial(plot_reliability, tested, what)
+        outcome = outcome._replace(pictures=(("reliability", picture),))
+    report.report(chosen, data, splits, outcome, how="as set, none chosen on a label")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,10 @@ def assembled(theta, inputs, targets, groups, doubt, order, scales):
     return Process(theta, inputs, targets, groups, doubt, order, scales, inverse)
 
 
+def standardised(process, inputs):
+    return (torch.as_tensor(inputs) - process.scales[0]) / process.scales[1]
+
+
 def in_units(process, mean, variance):
     """Mean and variance in the target's units, as arrays."""
     middle, unit = process.scales[2:]
@@ -106,7 +110,7 @@ def in_units(process, mean, variance):
 
 def of_process(process, inputs, order, groups=None):
     """Mean and variance of each row, (n,), in the target's units; with groups: noise included."""
-    inputs = (torch.as_tensor(inputs) - process.scales[0]) / process.scales[1]
+    inputs = standardised(process, inputs)
     order, groups = torch.as_tensor(order), None if groups is None else torch.as_tensor(groups)
     cross = kernel(process.theta, inputs, process.inputs, order, process.order)
     own = process.theta[0].exp() + process.theta[-1].exp() * (order**2).sum(1)
@@ -128,7 +132,7 @@ def left_out(process, inputs=None):
         mean = process.targets - weights / diagonal
         variance = 1 / diagonal - usual * process.doubt
     else:
-        inputs = (torch.as_tensor(inputs) - process.scales[0]) / process.scales[1]
+        inputs = standardised(process, inputs)
         cross = kernel(process.theta, inputs, process.inputs, process.order, process.order)
         solved = cross @ process.inverse
         mean = cross @ weights - solved.diag() * weights / diagonal
@@ -149,7 +153,7 @@ def robust_process(inputs, targets, groups, order):
 
 def covariance(process, inputs, order):
     """Of the target between rows, without noise, (n, n), in the target's unit squared."""
-    inputs, order = (torch.as_tensor(inputs) - process.scales[0]) / process.scales[1], torch.as_tensor(order)
+    inputs, order = standardised(process, inputs), torch.as_tensor(order)
     cross = kernel(process.theta, inputs, process.inputs, order, process.order)
     own = kernel(process.theta, inputs, inputs, order, order)
     return (process.scales[3] ** 2 * (own - cross @ process.inverse @ cross.T)).numpy()
@@ -160,12 +164,11 @@ def of_difference(process, one, other, order, groups):
 
     one, other: inputs of the same alloys, (n, n_inputs), such as in two phases.
     """
-    both = [(torch.as_tensor(inputs) - process.scales[0]) / process.scales[1] for inputs in (one, other)]
+    both = [standardised(process, inputs) for inputs in (one, other)]
     ordered = torch.as_tensor(order)
     first, second = (kernel(process.theta, z, process.inputs, ordered, process.order) for z in both)
-    shared = kernel(process.theta, *both, ordered, ordered).diag() - ((first @ process.inverse) * second).sum(
-        1
-    )
+    shared = kernel(process.theta, *both, ordered, ordered).diag()
+    shared = shared - ((first @ process.inverse) * second).sum(1)
     variances = [of_process(process, inputs, order, groups)[1] for inputs in (one, other)]
     return sum(variances) - 2 * (process.scales[3] ** 2 * shared).numpy()
 

@@ -87,10 +87,7 @@ def make_candidates(chosen, system, table):
     """A frame of formula, phase and mole fractions, without what the database holds already."""
     if chosen.CANDIDATES is None:
         fractions, _ = generate.sample_compositions(system, chosen.ALLOYS)
-        names = [
-            "".join(f"{e}{round(generate.STEPS * x)}" for e, x in zip(system.elements, row) if x > 0)
-            for row in fractions
-        ]
+        names = generate.formulas_of(fractions, system.elements)
         frame = pd.DataFrame({"formula": names}).join(pd.DataFrame(fractions, columns=system.elements))
         frame = frame.merge(pd.DataFrame({"phase": common.phases_of(table)}), how="cross")
     else:

@@ -73,6 +73,15 @@ def test_training(data, tmp_path, phases):
         assert table.phase[table["mean"].notna()].tolist() == phases
 
 
+def test_too_few_elements_for_the_committees_samples(data, tmp_path):
+    """Three elements make no alloy of four: one line, and no search for one without end."""
+    run("structure_stat.py", "--data-dir", data, "--cells", "lattice")
+    flags = ["--data-dir", data, "--results-dir", tmp_path, "--splits", "all"]
+    error = run("main_committee.py", *flags, status=2).err.replace("\r", "\n")
+    assert "make no such alloy" in error or "alloys of 4 to" in error
+    assert "R2" in run("main_committee.py", *flags, "--networks", "0").out
+
+
 def test_hcp_is_left_out_and_said(data, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
     frame = pd.read_csv(folder / "Database.csv", index_col=0)
