@@ -107,7 +107,7 @@ def read_structures(folder, frame, system):
         print(f"no folder {folder}: what needs structures is left out")
         nothing = np.full((len(frame), 1), np.nan)
         return frame.assign(n_atoms=np.nan, volume=np.nan, named=np.nan), nothing, []
-    columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
+    columns = common.cluster_columns(system, *BLOCKS)
     wanted = [columns.index(column) for column in generate.ce_columns(system, EXPANSION)]
     n_atoms, volume, named = np.full((3, len(frame)), np.nan)
     known = {}  # cells that tell what others were made in that have left their lattice

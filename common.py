@@ -102,11 +102,13 @@ def allowed(system, elements):
     return elements <= set(system.elements) and not any(pair <= elements for pair in system.excluded)
 
 
-def cluster_columns(system, block):
-    """Names of one block's columns, such as 'triplet Fe-Fe-Ni': multisets of elements in order."""
-    prefix, size = BLOCKS[block]
-    multisets = combinations_with_replacement(system.elements, size)
-    return [prefix + "-".join(multiset) for multiset in multisets if allowed(system, multiset)]
+def cluster_columns(system, *blocks):
+    """Names of the blocks' columns, such as 'triplet Fe-Fe-Ni': multisets of elements in order."""
+    columns = []
+    for prefix, size in (BLOCKS[block] for block in blocks):
+        multisets = combinations_with_replacement(system.elements, size)
+        columns += [prefix + "-".join(multiset) for multiset in multisets if allowed(system, multiset)]
+    return columns
 
 
 def radius_of(element):
@@ -381,7 +383,7 @@ def load_data(
     source, sums = data_set(data_dir), {"Database.csv": sha256(data_dir / "Database.csv")}
     print(f"data: {source}", flush=True)
     column = TARGETS[target].column
-    columns = [column for block in BLOCKS for column in cluster_columns(system, block)]
+    columns = cluster_columns(system, *BLOCKS)
     shares = [f"share {phase}" for phase in INPUT_PHASES["found"]]
     advice = "run structure_stat.py first, with the same data and table folders"
     advice += " and --cells lattice" if cells == "lattice" else ""

@@ -56,7 +56,7 @@ class Samples(NamedTuple):
 
 def ce_columns(system, clusters):
     """The occupation columns that the CE is fitted to; clusters: list of blocks, as in CLUSTERS."""
-    return [column for block in clusters for column in common.cluster_columns(system, block)]
+    return common.cluster_columns(system, *clusters)
 
 
 def fewest_elements(alloys):

@@ -170,7 +170,7 @@ def arrangements(frame, system):
 
     nan where only a formula is known, or the cell cannot be put back on its lattice, which a remark says.
     """
-    columns = [column for block in common.BLOCKS for column in common.cluster_columns(system, block)]
+    columns = common.cluster_columns(system, *common.BLOCKS)
     clusters = pd.DataFrame(np.nan, frame.index, columns)
     remarks = [[] for _ in range(len(frame))]
     for phase in PHASES:

@@ -325,7 +325,7 @@ def short_range_order(clusters, system):
 def at_random(system, fractions, blocks):
     """Occupation probabilities of alloys with species at random: (n, n_columns), of these blocks."""
     columns = []
-    for name in (column for block in blocks for column in common.cluster_columns(system, block)):
+    for name in common.cluster_columns(system, *blocks):
         members = name.split()[-1].split("-")
         number = np.array([members.count(element) for element in system.elements])
         ways = factorial(len(members)) / np.prod([factorial(n) for n in number])
@@ -341,7 +341,7 @@ def order_of(system, fractions, clusters):
     random = at_random(system, fractions, ORDER)
     if clusters is None:
         return np.zeros_like(random)
-    columns = [column for block in ORDER for column in common.cluster_columns(system, block)]
+    columns = common.cluster_columns(system, *ORDER)
     return np.nan_to_num(clusters[columns].to_numpy() - random)
 
 
@@ -382,7 +382,7 @@ def main():
     print(f"data: {source}", flush=True)
     settings.output_folder(chosen.TABLE_DIR)
     folder = chosen.DATA_DIR / "POSCARS"
-    columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
+    columns = common.cluster_columns(system, *BLOCKS)
     shares = [f"share {name}" for name in cells.SURROUNDINGS]
     of_targets = [TARGETS[target].column for target in targets]
     for counted_on in chosen.CELLS:

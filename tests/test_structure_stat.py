@@ -23,7 +23,7 @@ def occupation(structure, phase, tmp_path, system=PAPER):
         [path], [structure.composition.formula.replace(" ", "")], phase, system
     )
     assert not faults
-    columns = [column for block in BLOCKS for column in common.cluster_columns(system, block)]
+    columns = common.cluster_columns(system, *BLOCKS)
     return dict(zip(columns, values[0]))
 
 
