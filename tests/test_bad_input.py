@@ -390,6 +390,9 @@ def start(*command, **more):
     command = [sys.executable, *map(str, command)]
     if os.name == "posix":  # tests run in the background ignore Ctrl-C, and what they start would too
         more["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # `ended` waits for a progress bar, which the caller or another test may have turned off for itself.
+    here = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    more.setdefault("env", here)
     return subprocess.Popen(
         command, cwd=ROOT, **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | more
     )
