@@ -277,15 +277,13 @@ def fit(
 
     data: of cells on the lattice, phases named.
     """
-    from tqdm import tqdm
-
     call = joblib.delayed(fit_split)
     calls = (
         call(data, one.train, seeds, alloys, n_networks, source, source_loop, loop, batch_size)
         for one in splits
     )
     runs = joblib.Parallel(n_jobs=min(len(splits), joblib.cpu_count()), return_as="generator")(calls)
-    models = list(tqdm(runs, total=len(splits), desc="committee", unit="split", leave=False))
+    models = list(common.tqdm(runs, total=len(splits), desc="committee", unit="split", leave=False))
     descriptors, lattice = np.split(data.inputs, [-len(data.phases)], axis=1)
     clusters = None
     if data.clusters is not None:

@@ -286,19 +286,23 @@ def work(piece, data, data_dir, seeds):
             for name in ("R2", "RMSE", "MAE"):
                 row |= {name: ensemble[name], f"single_{name}": np.mean([one[name] for one in single])}
             if outcome is not None:
-                row |= of_intervals(data, outcome, i, split, "" if phase_input == "named" else "_given_phase")
+                row |= of_intervals(data, outcome, i, split.test, phase_input)
             rows.append(row | {"seconds": seconds})
     return pd.DataFrame(rows)
 
 
-def of_intervals(data, outcome, i, split, ending):
-    """How many test alloys a committee's 90 % intervals hold, and how well it tells the phase."""
-    columns = {name: values[i, split.test] for name, values in outcome.columns.items()}
-    mean = columns["mean_given_phase"] if ending else outcome.predicted[i].mean(0)[split.test]
-    became = data.shares[split.test].argmax(1)
+def of_intervals(data, outcome, i, rows, phase_input):
+    """How many of some test alloys a committee's 90 % intervals hold, and how well it tells the phase.
+
+    i: place of the split in outcome. rows: numbers of the alloys.
+    """
+    ending = {"named": "", "found": "_given_phase"}[phase_input]
+    columns = {name: values[i, rows] for name, values in outcome.columns.items()}
+    mean = columns["mean_given_phase"] if ending else outcome.predicted[i].mean(0)[rows]
+    became = data.shares[rows].argmax(1)
     chances = np.column_stack([columns[f"p_{phase}"] for phase in main_committee.FOUND])
     return {
-        "within_90": (np.abs(data.targets[split.test] - mean) <= columns[f"half_width_90{ending}"]).mean(),
+        "within_90": (np.abs(data.targets[rows] - mean) <= columns[f"half_width_90{ending}"]).mean(),
         "phase_told": (chances.argmax(1) == became).mean(),
         "phase_commonest": np.bincount(became).max() / len(became),
         "phase_log_loss": -np.log(chances[np.arange(len(became)), became].clip(1e-3)).mean(),
@@ -383,6 +387,23 @@ def joblib_backend(backend, scheduler):
             raise settings.InputError(f"BACKEND {backend}: expected it installed ({error})") from None
         stack.enter_context(joblib.parallel_config(backend, **more))
         yield
+
+
+def finished(pieces, paths, do):
+    """Rows of all pieces; do(piece) gives those of a piece that has no file yet, on any worker of joblib."""
+    todo = [(piece, path) for piece, path in zip(pieces, paths) if not path.exists()]
+
+    def call(piece, path):
+        common.tqdm = partial(tqdm, disable=True)  # wherever it runs; the one bar is the script's
+        return path, do(piece)
+
+    with tqdm(total=len(pieces), initial=len(pieces) - len(todo)) as bar:
+        calls = (joblib.delayed(call)(*one) for one in todo)
+        for path, rows in joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls):
+            with settings.whole_files(path.parent) as new:
+                settings.write_csv(rows, new(path.name))
+            bar.update()
+    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
 
 
 # ---- table and pictures --------------------------------------------------------------------------
@@ -568,23 +589,12 @@ def main():
     paths = [
         part_path(folder, piece, data[data_key(piece)], seeds, code[piece["method"]]) for piece in pieces
     ]
-    todo = [(piece, path) for piece, path in zip(pieces, paths) if not path.exists()]
 
-    def call(piece, path):
-        common.tqdm = partial(tqdm, disable=True)  # wherever it runs; the one bar is the script's
-        return path, work(piece, data[data_key(piece)], chosen.DATA_DIR, seeds)
+    def do(piece):
+        return work(piece, data[data_key(piece)], chosen.DATA_DIR, seeds)
 
-    with (
-        joblib_backend(chosen.BACKEND, chosen.SCHEDULER),
-        tqdm(total=len(pieces), initial=len(pieces) - len(todo)) as bar,
-    ):
-        calls = (joblib.delayed(call)(*one) for one in todo)
-        for path, rows in joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls):
-            with settings.whole_files(path.parent) as new:
-                settings.write_csv(rows, new(path.name))
-            bar.update()
-
-    frame = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
+    with joblib_backend(chosen.BACKEND, chosen.SCHEDULER):
+        frame = finished(pieces, paths, do)
     with settings.whole_files(folder) as new:
         settings.write_csv(frame, new("comparison.csv"))
         settings.write_csv(paired(frame, chosen.BASELINE), new("paired.csv"))

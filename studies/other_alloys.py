@@ -22,7 +22,6 @@ left out where there are no structures.
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -31,10 +30,8 @@ from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare_methods
@@ -156,19 +153,23 @@ def work(piece, data, data_dir, seeds):
     """Fit a method on a chunk of splits: rows of the tidy table, one per split and phase of the test set."""
     started = time.time()
     splits, pools = zip(*(split_of(data, piece["test"], piece["amount"], n) for n in piece["splits"]))
-    found, _ = compare_methods.answers(piece, data, data_dir, splits, seeds)
+    found, outcome = compare_methods.answers(piece, data, data_dir, splits, seeds)
     rows = []
     for (phase_input, predicted), i in product(found.items(), range(len(splits))):
         split, pool, values = splits[i], pools[i], predicted[i]
         method = piece["method"] if phase_input == "named" else f"{piece['method']}_{phase_input}"
         for phase in common.phases_of(data.table):
             of_phase = data.table.phase.to_numpy()[split.test] == phase
-            true = data.targets[split.test][of_phase]
+            tested, of_committee = split.test[of_phase], {}
+            true = data.targets[tested]
+            if outcome is not None:
+                of_committee = compare_methods.of_intervals(data, outcome, i, tested, phase_input)
             rows.append(
                 {"test": piece["test"], "amount": piece["amount"], "method": method}
                 | {"phase": phase, "split": split.number, "n_train": len(split.train)}
                 | {"n_test": len(split.test), "n_pool": pool, "spread": true.std()}
                 | {k: v for k, v in report.scores(true, values.mean(0)[of_phase]).items() if k != "loss"}
+                | of_committee
                 | {"seconds": (time.time() - started) / len(splits), "memory_MB": peak_memory()}
             )
     return pd.DataFrame(rows)
@@ -205,13 +206,15 @@ def pieces_of(chosen, data):
 def ratio(frame, one, other):
     """Ratio of two methods' RMSE with the half width of its 95 % interval, as text; frame: of one test.
 
-    The labels of `drawn` are few of very many, and nearly all others are tested on: what its splits have
-    in common is not the test set's share but that of the labels.
+    What splits have in common goes with the test set's share. Where labels are drawn and the fewer, nearly
+    all others are tested on in each split: it goes with the share of the labels.
     """
     rmse = frame.pivot(index="split", columns="method", values="RMSE")
     base, first = compare_methods.pooled(rmse[other]), frame.iloc[0]
-    shared = (first.n_train, first.n_test) if first.test == "drawn" else (first.n_test, first.n_pool)
-    half = compare_methods.corrected_interval(rmse[one] - rmse[other], n_pool=shared[1], n_test=shared[0])
+    shared, rest = first.n_test, first.n_pool
+    if first.test == "drawn":
+        shared, rest = sorted([first.n_test, first.n_train])
+    half = compare_methods.corrected_interval(rmse[one] - rmse[other], n_pool=rest, n_test=shared)
     return f"{compare_methods.pooled(rmse[one]) / base:.2f} ± {half / base:.2f}"
 
 
@@ -219,7 +222,7 @@ def markdown(frame):
     """A row per test, amount and phase: RMSE over all splits ± standard deviation over splits, and ratios."""
     methods = [m for m in LABELS_OF if m in set(frame.method)]
     names = ["labels", "predicted", "spread", *(LABELS_OF[m] for m in methods)]
-    names += ["TL / Scratch", "committee / best peer"]
+    names += ["TL / Scratch", "committee / best peer", "held by its 90 % intervals"]
     lines = [
         f"Test RMSE in meV/atom: root of the mean squared error over {frame.split.nunique()} splits ±",
         "standard deviation over splits; networks: ensembles, epoch by validation; ratios: 95 % intervals.\n",
@@ -237,8 +240,9 @@ def markdown(frame):
             entries.append(f"**{text}**" if pooled == 1000 * rmse["pooled"].min() else text)
         peers = rmse["pooled"][rmse.index.isin(compare_methods.PEERS)]
         entries.append(ratio(group, "tl", "scratch") if {"tl", "scratch"} <= set(rmse.index) else "")
-        with_committee = "committee" in rmse.index and len(peers)
-        entries.append(ratio(group, "committee", peers.idxmin()) if with_committee else "")
+        committee = group[group.method == "committee"]
+        entries.append(ratio(group, "committee", peers.idxmin()) if len(committee) and len(peers) else "")
+        entries.append(f"{committee.within_90.mean():.0%}" if len(committee) else "")
         lines.append("| " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
 
@@ -266,20 +270,12 @@ def main():
             code = own_code + compare_methods.code_hash(piece["method"])
             found_in = folder, piece, data[SETS[piece["test"]]], chosen.SEEDS, code
             paths.append(compare_methods.part_path(*found_in))
-        todo = [(piece, path) for piece, path in zip(pieces, paths) if not path.exists()]
 
-        def call(piece, path):
+        def do(piece):
             name = SETS[piece["test"]]
-            return path, work(piece, data[name], inputs / name, chosen.SEEDS)
+            return work(piece, data[name], inputs / name, chosen.SEEDS)
 
-        os.environ["TQDM_DISABLE"] = "1"  # the workers' bars; this one is the script's
-        with tqdm(total=len(pieces), initial=len(pieces) - len(todo), disable=False) as bar:
-            calls = (joblib.delayed(call)(*one) for one in todo)
-            for path, rows in joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls):
-                with settings.whole_files(path.parent) as new:
-                    settings.write_csv(rows, new(path.name))
-                bar.update()
-    frame = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
+        frame = compare_methods.finished(pieces, paths, do)
     with settings.whole_files(folder) as new:
         settings.write_csv(frame, new("other_alloys.csv"))
         new("other_alloys.md").write_text(markdown(frame), encoding="utf-8")

@@ -34,8 +34,9 @@ WORKERS = 2  # test runs at a time
 TIMEOUT = 2  # times as long as the tests take without a change
 ENOUGH = 0.85  # share found
 FIRST = {  # tests that find the most in a script; the others follow
-    "check.py": "check", "structure_stat.py": "structure_stat published", "main_committee.py": "committee",
-    "settings.py": "bad_input scripts", "report.py": "published predict scripts",
+    "cells.py": "cells", "check.py": "check", "structure_stat.py": "structure_stat published",
+    "main_committee.py": "committee", "processes.py": "committee", "settings.py": "bad_input scripts",
+    "report.py": "published predict scripts", "prediction.py": "predict", "suggest.py": "suggest",
 }  # fmt: skip
 WITHOUT = "build"  # rebuilds data: slow, and not about the scripts
 ROOT = Path(__file__).resolve().parent.parent

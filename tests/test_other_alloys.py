@@ -18,6 +18,7 @@ import common
 from settings import InputError
 
 pytestmark = needs_other
+COMMITTEE = {"committee", "committee_found"}
 
 
 def test_labels_are_those_of_the_sources(tmp_path):
@@ -62,12 +63,15 @@ def test_a_handful_of_rows(tmp_path, monkeypatch):
     shutil.copy(OTHER / "CuNiPdAg_structures.json", source)
     rows = json.loads((OTHER / "quaternary_fcc_bcc.json").read_text("utf-8"))
     (source / "quaternary_fcc_bcc.json").write_text(json.dumps(rows[:200]), "utf-8")
-    flags = ["--data-dir", source, "--results-dir", out, "--methods", "ce", "svr", "--splits", "0-1"]
+    flags = ["--data-dir", source, "--results-dir", out, "--methods", "ce", "svr", "committee"]
+    flags += ["--splits", "0-1"]
     printed = run("studies/other_alloys.py", *flags, "--percents", "100", "--labels", "80").out
-    assert "without clusters: trained are support vectors; not CE alone" in printed
+    assert "without clusters: trained are Committee, support vectors; not CE alone" in printed
     frame = pd.read_csv(out / "other_alloys.csv")
-    assert set(frame.method[frame.test == "arrangements"]) == {"ce", "svr"}
-    assert set(frame.method[frame.test != "arrangements"]) == {"svr"}
+    assert set(frame.method[frame.test == "arrangements"]) == {"ce", "svr", *COMMITTEE}
+    assert set(frame.method[frame.test != "arrangements"]) == {"svr", *COMMITTEE}
     assert (frame.R2[frame.test == "arrangements"] > 0.5).all() and frame.seconds.notna().all()
     text = (out / "other_alloys.md").read_text("utf-8")
     assert "| 15 elements, drawn | 80 | formation energy, fcc |" in text
+    held = frame.within_90[frame.method.isin(COMMITTEE)]
+    assert 0.5 < held.mean() < 1 and frame.within_90.notna().sum() == len(held)
