@@ -114,6 +114,9 @@ def report(chosen, data, splits, outcome, how=None):
     if chosen.PHASE_INPUT != "named":
         run_settings["phase_input"] = chosen.PHASE_INPUT
         words.append(chosen.PHASE_INPUT)
+    if chosen.SPLITS == ["all"]:
+        words.append("all")
+    run_settings["unit"] = TARGETS[chosen.TARGET].unit  # of RMSE and MAE
     runs = [(split.number, seed) for split in splits for seed in chosen.SEEDS]
     single, ensemble, tables = [], [], []
     for i, split in enumerate(splits):
@@ -125,6 +128,7 @@ def report(chosen, data, splits, outcome, how=None):
             of_members = outcome.predicted[i][:, members]
             values = {"true": data.targets[members], "mean": of_members.mean(0), "std": spread(of_members)}
             values |= {name: value[i, members] for name, value in outcome.columns.items()}
+            values["unit"] = TARGETS[chosen.TARGET].unit
             tables.append(
                 data.table.iloc[members][["structure", "phase"]].assign(
                     split=split.number, set=part, **values
@@ -219,6 +223,9 @@ def plot_parity(chosen, data, predictions, how, path):
         ylabel=f"predicted {target.label} ({target.unit})",
     )
     alloys, kept = ALLOYS_IN_WORDS[chosen.ALLOYS]
+    if data.table.n_components.max() > 5:
+        more = [text.replace("to five", "and more").replace("five", "more") for text in (alloys, kept)]
+        alloys, kept = more
     lines = [
         f"{METHODS[chosen.METHOD]}, phase as {chosen.PHASE_INPUT}, epoch {how}",
         f"{alloys}, {chosen.PERCENT:g} % of {kept} for training",

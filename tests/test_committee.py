@@ -277,7 +277,7 @@ def test_an_ordered_cell_is_not_its_random_alloy(small_data, tmp_path):
     (tmp_path / "l12_fcc").write_text(Poscar(ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2)).get_str())
     flags = ["--data-dir", data, "--results-dir", tmp_path, "--splits", "all", "--networks", "0"]
     run("main_committee.py", *flags, "--predict", tmp_path / "l12_fcc", "FeNi3")
-    found = pd.read_csv(tmp_path / "committee_Ef_4+5_100_fixed_predicted.csv")
+    found = pd.read_csv(tmp_path / "committee_Ef_4+5_100_fixed_all_predicted.csv")
     assert found["mean"][0] - found["mean"][1] == pytest.approx(-1 / 8, rel=0.3)  # 1/2 of its pairs for 3/8
     assert found["half_width_90"][0] > found["half_width_90"][1]  # far off all that it was taught
 
