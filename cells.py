@@ -50,6 +50,7 @@ def read_poscar(path):
         text = path.read_text("utf-8", errors="replace")  # comments may be in other encodings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", "Elements in POSCAR cannot be determined")  # it takes H, He ...
             structure = Poscar.from_str(prepared(text), read_velocities=False).structure
             per_atom = structure.volume / len(structure)
             height = 1 / np.linalg.norm(structure.lattice.inv_matrix, axis=0)  # between opposite faces

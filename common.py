@@ -7,6 +7,7 @@ database and the occupation tables; splits; the network; training; the choice of
 import copy
 import hashlib
 import os
+import re
 import warnings
 from itertools import combinations, combinations_with_replacement
 from pathlib import Path
@@ -102,6 +103,12 @@ def allowed(system, elements):
     return elements <= set(system.elements) and not any(pair <= elements for pair in system.excluded)
 
 
+def in_words(system):
+    """Which alloys a system has."""
+    pairs = "".join(f", no {' with '.join(sorted(pair))}" for pair in system.excluded)
+    return f"alloys of {', '.join(system.elements)}{pairs}"
+
+
 def cluster_columns(system, *blocks):
     """Names of the blocks' columns, such as 'triplet Fe-Fe-Ni': multisets of elements in order."""
     columns = []
@@ -155,6 +162,7 @@ def is_formula(text):
     except Exception:  # noqa: BLE001 (pymatgen raises whatever its parsing meets)
         return False
     real = all(type(element) is Element for element in composition)  # not its dummy species
+    real = real and not re.search(r"[A-Za-z]0\d", text)  # S001 is the name of something
     return real and 0 < sum(composition.values()) < np.inf
 
 
@@ -205,15 +213,22 @@ def phases_of(table):
 
 
 def read_table(path, columns):
-    """A CSV file with at least these columns; InputError says what is wrong with it."""
+    """A CSV file with at least these columns; InputError says what is wrong with it.
+
+    Its index is that of the lines below the header; empty lines are left out.
+    """
+    names = dict.fromkeys(("structures", "structure"), str)  # 0001 is no number
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, dtype=names, skip_blank_lines=False)
     except OSError as error:
         raise InputError(f"{path}: expected a CSV file ({error.strerror or error})") from None
     except ValueError as error:  # pandas' parser errors and wrong encodings are ValueErrors
         raise InputError(f"{path}: not a readable CSV file ({error})") from None
+    if any(";" in str(column) for column in frame):
+        raise InputError(f"{path}: expected commas between the fields, found semicolons")
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first field for a name, then
         raise InputError(f"{path}: expected rows with as many fields as the header, found more")
+    frame = frame.dropna(how="all")
     missing = [column for column in columns if column not in frame]
     if missing:
         raise InputError(f"{path}: expected a column {listed([repr(c) for c in missing])}")
@@ -296,12 +311,11 @@ def read_database(data_dir, targets, elements=None, excluded_pairs=None):
         frame["formula"] = [formula_of(name, data_dir / "POSCARS") for name in frame.structure]
     expected = "a name that begins with a formula, or one in a column 'formula' or in the POSCAR"
     complain(~frame.formula.map(is_formula).astype(bool), expected)
-    named = frame.structure.str.extract("(fcc|bcc|hcp)$")[0]
+    named = frame.structure.map(phase_in_name)
     complain(named.notna() & (named != frame.phase), "a name that ends with its phase")
     system = alloy_system(frame.formula, elements, excluded_pairs)
     covered = frame.formula.map(lambda formula: allowed(system, map(str, Composition(formula))))
-    pairs = "".join(f", no {' with '.join(sorted(pair))}" for pair in system.excluded)
-    complain(~covered.astype(bool), f"alloys of {', '.join(system.elements)}{pairs}")
+    complain(~covered.astype(bool), in_words(system))
     return pd.concat([frame[frame.phase == phase] for phase in PHASES], ignore_index=True), system
 
 
@@ -309,6 +323,12 @@ def poscar_path(folder, name):
     """The POSCAR of a structure, which may have the ending .vasp."""
     plain, ending = folder / name, folder / f"{name}.vasp"
     return ending if ending.is_file() and not plain.is_file() else plain
+
+
+def phase_in_name(name):
+    """fcc, bcc or hcp, in capitals too, which a structure's or a POSCAR's name ends with; else None."""
+    found = re.search(r"(fcc|bcc|hcp)(\.vasp|\.poscar)?$", name.strip().lower())
+    return found and found[1]
 
 
 def formula_of(name, folder):

@@ -7,6 +7,7 @@ read again and checked; the table of predictions says what lies outside of what 
 import importlib
 import io
 import pickle
+import re
 import warnings
 from itertools import combinations
 from pathlib import Path
@@ -33,19 +34,17 @@ def read_alloys(text, phases):
     text: formulas, POSCARs, folders of POSCARs, or the path of a CSV file. phases: those that can be asked
     for; a formula without one stands for each of them. Raises InputError that says where the fault is.
     """
-    if text.lower().endswith(".csv"):
+    words = [text] if is_there(text) else text.replace(",", " ").split()
+    if any(word.lower().endswith(".csv") for word in words):
+        if len(words) > 1:
+            raise InputError(f"PREDICT: expected one CSV file alone, or formulas and POSCARs; got {text}")
         frame = alloys_of_csv(Path(text), phases)
     else:
-        words = [text] if is_there(text) else text.replace(",", " ").split()
         rows = []
         for word in words:
             path = Path(word)
             if is_there(word) and path.is_dir():
-                paths = [p for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
-                paths = [p for p in paths if p.suffix in ("", ".vasp", ".poscar")]
-                if not paths:
-                    raise InputError(f"PREDICT: expected POSCARs in the folder {word}, found none")
-                rows += [alloy_of_poscar(one, phases) for one in paths]
+                rows += [alloy_of_poscar(one, phases) for one in poscars_in(path)]
             elif is_there(word):
                 rows.append(alloy_of_poscar(path, phases))
             elif common.is_formula(word):
@@ -69,23 +68,41 @@ def is_there(text):
         return False
 
 
+def poscars_in(folder):
+    """The POSCARs of a folder; a printed line says which files are taken for none, by their endings."""
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    # A number may follow the last dot: Fe0.5Ni0.5 is no file of the type .5Ni0.
+    found = [
+        path
+        for path in paths
+        if re.fullmatch(r"(\.vasp|\.poscar|\.\d.*)?", path.suffix.lower()) or common.phase_in_name(path.name)
+    ]
+    if not found:
+        raise InputError(f"PREDICT: expected POSCARs in the folder {folder}, found none")
+    if len(found) < len(paths):
+        others = [path.name for path in paths if path not in found]
+        print(f"left out of {folder}, no POSCARs by their endings: {settings.listed(others)}")
+    return found
+
+
 def alloy_of_poscar(path, phases):
     """A POSCAR as a row; its lattice is what its name ends with, else what most of its atoms are on."""
     import cells
     import structure_stat
 
     structure = cells.read_poscar(path)
-    named = [phase for phase in phases if path.stem.endswith(phase)]
-    if not named:
+    phase = common.phase_in_name(path.name)
+    if phase is None:
         _, positions = structure_stat.neighbours(structure, "fcc")
         shares = cells.phase_shares(structure_stat.vectors_of(positions))
-        named = [phase for phase in phases if cells.SURROUNDINGS[shares.argmax()] == phase]
-    if not named:
+        phase = cells.SURROUNDINGS[shares.argmax()]
+        print(f"{path.name}: no lattice in its name; taken for {phase}, as most of its atoms are")
+    if phase not in phases:
         raise InputError(
             f"{path}: expected a cell of {' or '.join(phases)}, or a name that ends with its lattice"
         )
     formula = structure.composition.formula.replace(" ", "")
-    return {"structure": path.name, "formula": formula, "phase": named[0], "poscar": path}
+    return {"structure": path.name, "formula": formula, "phase": phase, "poscar": path}
 
 
 def alloys_of_csv(path, phases):
@@ -94,8 +111,6 @@ def alloys_of_csv(path, phases):
     Commas or semicolons, with these decimal commas; any case of names of columns and phases. POSCARs are
     taken from a folder POSCARS beside it. Raises InputError that gives the line.
     """
-    from pymatgen.core import Element
-
     try:
         text = path.read_text("utf-8-sig")
         separator = ";" if ";" in text.partition("\n")[0] else ","
@@ -112,7 +127,9 @@ def alloys_of_csv(path, phases):
     lower = {str(column).strip().lower(): column for column in frame}
     name = next((lower[word] for word in ("structures", "structure") if word in lower), None)
     formula = next((lower[word] for word in ("formula", "composition") if word in lower), None)
-    phase, symbols = lower.get("phase"), [c for c in frame if Element.is_valid_symbol(str(c).strip())]
+    phase, symbols = lower.get("phase"), {}
+    if name is None and formula is None:
+        symbols = element_columns(path, frame)
     if name is None and formula is None and not symbols:
         raise InputError(
             f"{path}: expected a column 'structure', 'formula' or 'composition', or one for each element"
@@ -133,30 +150,59 @@ def alloys_of_csv(path, phases):
             found["formula"] = common.formula_of(row[name].strip(), path.parent / "POSCARS")
         else:
             found["formula"] = ""
-            for symbol in symbols:
-                amount = row[symbol].replace(",", ".") if separator == ";" else row[symbol]
+            for symbol, column in symbols.items():
+                amount = row[column].replace(",", ".") if separator == ";" else row[column]
                 try:
                     amount = float(amount or 0)
                 except ValueError:
                     amount = -1.0
                 if not 0 <= amount < np.inf:
-                    complain(f"an amount of {symbol}, 0 or more", row[symbol])
-                found["formula"] += f"{symbol.strip()}{amount:.10g}" if amount else ""
+                    complain(f"an amount of {symbol}, 0 or more", row[column])
+                found["formula"] += f"{symbol}{amount:.10g}" if amount else ""
         if not common.is_formula(found["formula"]):
             complain("a formula, such as FeNiCoCr", found["formula"])
         if phase is not None:
             found["phase"] = row[phase].strip().lower()
         elif name is not None:
-            found["phase"] = next((p for p in (*phases, "hcp") if row[name].strip().endswith(p)), None)
+            found["phase"] = common.phase_in_name(row[name])
         if (phase is not None or name is not None) and found["phase"] not in phases:
             complain(f"{' or '.join(phases)} as phase", row[name if phase is None else phase])
         rows.append(found)
     if not rows:
         raise InputError(f"{path}: expected alloys, found none")
     carried = frame.drop(columns=[c for c in (formula, phase) if c is not None]).reset_index(drop=True)
-    taken = ("formula", "phase", "poscar", "mean", "std", "unit", "outside")
-    clash = {column: f"{column} (given)" for column in carried if column in taken}
-    return carried.rename(columns=clash).join(pd.DataFrame(rows))
+    return apart(carried, ("formula", "phase", "poscar")).join(pd.DataFrame(rows))
+
+
+def apart(frame, taken):
+    """The frame with its columns of names that are taken renamed, 'mean' to 'mean (given)'."""
+    names = list(frame)
+    for i in range(len(names)):
+        while names[i] in taken or names.count(names[i]) > 1:
+            names[i] += " (given)"
+    return frame.set_axis(names, axis=1)
+
+
+def element_columns(path, frame):
+    """Columns of amounts of elements: {symbol: column}; their heads are Fe or FE or Fe (at%).
+
+    Raises InputError where an element has two, or another unit, which may be of weight.
+    """
+    from pymatgen.core import Element
+
+    symbols = {}
+    for column in frame:
+        head = str(column).strip()
+        found = re.fullmatch(r"([A-Za-z]{1,2})(\.\d+|[\s(\[%].*)?", head)  # .1: pandas' of a second
+        symbol, rest = (found[1].capitalize(), found[2] or "") if found else ("", "")
+        if not Element.is_valid_symbol(symbol) or symbol == "No":  # a number, not nobelium
+            continue
+        if not re.fullmatch(r"(\.\d+)?|\W*(at|mol)?\W*", rest.lower()):
+            raise InputError(f"{path}: expected {symbol} or {symbol} (at%) over a column; got '{head}'")
+        if symbol in symbols:
+            raise InputError(f"{path}: expected one column of {symbol}; got '{symbols[symbol]}', '{head}'")
+        symbols[symbol] = column
+    return symbols
 
 
 def elements_of(formula):
@@ -182,10 +228,10 @@ def arrangements(frame, system):
         for i in [i for i in rows if not common.allowed(system, elements_of(frame.formula[i]))]:
             remarks[i].append("arrangement not read: no cluster holds a pair that is excluded")
             rows.remove(i)
-        paths, formulas = [frame.poscar[i] for i in rows], [frame.formula[i] for i in rows]
-        known, _ = structure_stat.own_cells(paths, formulas, phase, system)
-        for i, path, formula in zip(rows, paths, formulas):
-            values, faults = structure_stat.count_structures([path], [formula], phase, system, known)
+        for i in rows:
+            alloy = [frame.poscar[i]], [frame.formula[i]], phase, system
+            known, _ = structure_stat.own_cells(*alloy)  # whatever else is asked for beside it
+            values, faults = structure_stat.count_structures(*alloy, known)
             if faults:
                 remarks[i].append(f"arrangement not read: {faults[0]}")
             else:
@@ -300,6 +346,7 @@ def predicts_only(chosen):
     if chosen.CHECKPOINT and not chosen.PREDICT:
         raise InputError("CHECKPOINT: expected with PREDICT, which says for which alloys")
     if chosen.CHECKPOINT:
+        print("of these PREDICT, CHECKPOINT and RESULTS_DIR count; all else is as in the checkpoint's run")
         predict_for(chosen, chosen.CHECKPOINT)
     elif chosen.PREDICT and chosen.SPLITS != ["all"]:
         print("predictions will come from a part of the data; --splits all trains on all of it", flush=True)
@@ -372,9 +419,9 @@ def predict_for(chosen, checkpoint):
             found = found.join(order)
             if saved["module"] == "common":
                 print(f"{METHODS[saved['method']]} reads composition and lattice; it sees no arrangement")
-        shown = shown.join(found)
+        shown = apart(shown, {*found}).join(found)
     unit = TARGETS[saved["target"]].unit
-    shown = shown.assign(unit=unit, outside=["; ".join(remark) for remark in remarks])
+    shown = apart(shown, ("unit", "outside")).assign(unit=unit, outside=list(map("; ".join, remarks)))
     of_run = chosen.RESULTS_DIR, f"{Path(checkpoint).stem}_predicted", "{}.csv", settings.csv_text(shown)
     with settings.files_of_run(*of_run) as (new, name):
         settings.write_csv(shown, new(f"{name}.csv"))
@@ -382,4 +429,4 @@ def predict_for(chosen, checkpoint):
     print(shown.head(MOST_LINES).to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4f}"))
     if len(shown) > MOST_LINES:
         print(f"and {len(shown) - MOST_LINES} more, in the file")
-    print(f"mean and std over all networks of the run; written: {chosen.RESULTS_DIR / name}.csv")
+    print(f"mean and std over splits and seeds of the run; written: {chosen.RESULTS_DIR / name}.csv")

@@ -235,7 +235,7 @@ class Stream:
     """A standard stream whose reader may leave, as head does: what comes then is dropped, the run goes on."""
 
     def __init__(self, stream):
-        self.stream = stream
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115 (None: closed, as by >&-)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)

@@ -9,13 +9,15 @@ Learns from all of the database (none of a candidate's labels, for there are non
 one after the other, the alloys whose calculation takes most of the variance that a Gaussian process has of
 all candidates, each given those before: D. A. Cohn, Z. Ghahramani and M. I. Jordan, J. Artif. Intell. Res.
 4, 129 (1996). With GOAL high or low it picks those of the greatest expected improvement on the best alloy of
-the database (D. R. Jones et al., J. Global Optim. 13, 455 (1998)), times the probability that the formation
-energy is below BOUND; means are main_committee.py's, and picks before count as calculated, as expected.
+the database (D. R. Jones et al., J. Global Optim. 13, 455 (1998)). With BOUND that is the best of those whose
+formation energy is below it, if any is, and the improvement counts times the probability that the candidate's
+is. Means are main_committee.py's, and picks before count as calculated, as expected.
 
 Candidates are the compositions that generate.py makes, on both lattices, or a CSV file as for PREDICT. Writes
 to RESULTS_DIR a table and a picture, and with SQS_ATOMS a special quasirandom structure for each as POSCAR.
 """
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +50,7 @@ CANDIDATES = None  # a CSV file of alloys, as for PREDICT; None: a grid of compo
 SQS_ATOMS = None  # atoms of the structures to be written, by icet (pip install icet); None: no structures
 # --------------------------------------------------------------------------------------------------
 
+HARDLY = 0.001  # of a candidate's standard deviation: an improvement that is not worth a calculation
 NETWORKS = 0  # of the committee: in a search its processes are enough
 SQS_STEPS = 100  # swaps tried for each atom
 
@@ -92,10 +95,10 @@ def make_candidates(chosen, system, table):
         frame = frame.merge(pd.DataFrame({"phase": common.phases_of(table)}), how="cross")
     else:
         frame = prediction.read_alloys(chosen.CANDIDATES, common.phases_of(table))[["formula", "phase"]]
-        bad = [f for f in frame.formula if not common.allowed(system, prediction.elements_of(f))]
+        formulas = dict.fromkeys(frame.formula)
+        bad = [one for one in formulas if not common.allowed(system, prediction.elements_of(one))]
         if bad:
-            known = ", ".join(system.elements)
-            raise InputError(f"CANDIDATES: expected alloys of {known}; got {settings.listed(bad)}")
+            raise InputError(f"CANDIDATES: expected {common.in_words(system)}; got {settings.listed(bad)}")
         fractions = common.mole_fractions(frame.formula, system.elements)
         frame = frame.join(pd.DataFrame(fractions, columns=system.elements))
     known = common.mole_fractions(table.formula, system.elements)
@@ -132,16 +135,18 @@ def given_one(covariance, noise, i):
 
 
 def most_promising(mean, deviation, covariance, noise, likely, best, goal, number):
-    """Rows of the greatest expected improvement times `likely`, and that: two lists."""
+    """Rows of the greatest expected improvement times `likely`, and that: two lists; none that is 0."""
     from scipy.stats import norm
 
     covariance, picks, gains = covariance.copy(), [], []
     rest = np.maximum(deviation**2 - covariance.diagonal(), 0)  # of the phase, of noise
     for _ in range(number):
-        spread = np.sqrt(covariance.diagonal().clip(min=0) + rest)
+        spread = np.sqrt((covariance.diagonal() + rest).clip(min=1e-20))
         ahead = mean - best if goal == "high" else best - mean
         gain = likely * (ahead * norm.cdf(ahead / spread) + spread * norm.pdf(ahead / spread))
         gain[picks] = -np.inf
+        if gain.max() <= 0:
+            break
         picks.append(int(gain.argmax()))
         gains.append(gain[picks[-1]])
         best = max(best, mean[picks[-1]]) if goal == "high" else min(best, mean[picks[-1]])
@@ -250,19 +255,27 @@ def main():
         ]
         values, label = learned.deviation, f"standard deviation of the {target.label} ({target.unit})"
     else:
-        best = data.targets.max() if chosen.GOAL == "high" else data.targets.min()
-        likely = np.ones(len(candidates))
+        likely, rows = np.ones(len(candidates)), slice(None)
         if chosen.BOUND is not None:
             from scipy.stats import norm
 
             energy = learn(chosen, "Ef", candidates)
             likely = norm.cdf((chosen.BOUND - energy.mean) / energy.deviation)
+            feasible = energy.data.targets < chosen.BOUND
+            rows = feasible if feasible.any() else rows
+        best = data.targets[rows].max() if chosen.GOAL == "high" else data.targets[rows].min()
         arguments = learned.mean, learned.deviation, covariance, noise, likely, best
         picks, scores = most_promising(*arguments, chosen.GOAL, chosen.NUMBER)
-        below = "" if chosen.BOUND is None else f" and Ef below {chosen.BOUND:g} eV/atom"
-        reasons = [
-            f"expected to improve on {best:.4g} {target.unit}{below} by {score:.2g}" for score in scores
-        ]
+        below = "" if chosen.BOUND is None else f" at an Ef below {chosen.BOUND:g} eV/atom"
+        improve = f"improve on {best:.4g} {target.unit}{below}"
+        if not picks:
+            raise InputError(f"GOAL {chosen.GOAL}: none of {len(candidates)} candidates can {improve}")
+        if len(picks) < chosen.NUMBER:
+            print(f"NUMBER {chosen.NUMBER}: only {len(picks)} of {len(candidates)} candidates can {improve}")
+        if scores[0] < HARDLY * learned.deviation.mean():
+            print(f"hardly any candidate will {improve}: the picks are the least unlikely")
+        times = "" if chosen.BOUND is None else ", its probability counted in"
+        reasons = [f"expected to {improve} by {score:.2g} {target.unit}{times}" for score in scores]
         values, label = learned.mean, f"{target.label} ({target.unit})"
     table = candidates.loc[picks, ["formula", "phase"]].rename(columns={"phase": "lattice"})
     table.insert(0, "number", range(1, len(picks) + 1))
@@ -274,7 +287,8 @@ def main():
         table = table.assign(p_below_bound=likely[picks])
     table = table.assign(reason=reasons)
 
-    identity = settings.identity(chosen, data.sha256)
+    asked = hashlib.sha256(settings.csv_text(candidates).encode()).hexdigest()  # the file may have changed
+    identity = settings.identity(chosen, data.sha256 | {"candidates": asked})
     name = f"suggested_{chosen.TARGET}_{chosen.GOAL or 'learn'}"
     of_run = chosen.RESULTS_DIR, name, "{}_settings.json", identity
     with settings.files_of_run(*of_run) as (new, name):

@@ -216,10 +216,13 @@ def main():
         f"{method}; data: {saved['data']}"
     )
     name = f"map_{Path(chosen.CHECKPOINT).stem}_{'_'.join(chosen.CORNERS)}"
-    name += f"_{chosen.SHARE:g}{chosen.REST}.png" if chosen.REST else ".png"
-    with settings.whole_files(chosen.RESULTS_DIR) as new:
-        draw(title, chosen.CORNERS, shares, predicted, outside, distances, target, new(name))
-    print(f"written: {chosen.RESULTS_DIR / name}")
+    name += f"_{chosen.SHARE:g}{chosen.REST}" if chosen.REST else ""
+    identity = settings.identity(chosen, {"checkpoint": common.sha256(chosen.CHECKPOINT)})
+    of_run = chosen.RESULTS_DIR, name, "{}_settings.json", identity
+    with settings.files_of_run(*of_run) as (new, name):
+        new(f"{name}_settings.json").write_text(identity, encoding="utf-8")
+        draw(title, chosen.CORNERS, shares, predicted, outside, distances, target, new(f"{name}.png"))
+    print(f"written: {chosen.RESULTS_DIR / name}.png, _settings.json")
 
 
 if __name__ == "__main__":

@@ -121,6 +121,19 @@ def test_cells_of_the_database(data, column, row, value, expected):
         assert "Database.csv" in line and expected in line
 
 
+def test_lines_and_separators(data):
+    """An empty line counts in messages and is no row; semicolons are named; a phase in a name in capitals."""
+    path, plain = data / "Database.csv", (data / "Database.csv").read_text()
+    path.write_text(plain.replace("\n", "\n\n", 3))
+    assert "Train" in run("main.py", *flags_of("main.py", data)).out
+    shutil.rmtree(data.parent / "out")
+    rows = plain.split("\n")
+    path.write_text("\n".join([*rows[:2], "", rows[2].replace("fcc", "FCC", 1).replace("fcc", "bcc")]))
+    assert "(line 4)" in refused("main.py", data)
+    path.write_text(plain.replace(".", "%").replace(",", ";").replace("%", ","))
+    assert "found semicolons" in refused("main.py", data)
+
+
 CONTENTS = [b"", b"structures,phase\n", b"\xff\xfe\x00", b"a,b\n1,2,3\n", b'a,"b\n1', b"a,b\n1,2\n"]
 CONTENTS += [f"structures,phase,{ENERGY}\n".encode(), f"phase,{ENERGY},{MOMENT}\nfcc,1,1\n".encode()]
 
@@ -453,6 +466,14 @@ def test_a_reader_that_leaves(data, both):
     process.stderr.close()
     assert process.wait() == 0 and b"Broken" not in error
     assert len(files(data.parent / "out")) == 7
+
+
+def test_a_closed_output(data):
+    """As in `python main.py >&-`."""
+    words = [sys.executable, ROOT / "main.py", *flags_of("main.py", data)]
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *map(str, words)], stderr=subprocess.PIPE)
+    assert closed.returncode == 0 and b"Traceback" not in closed.stderr
+    assert len(files(data.parent / "out")) == 6
 
 
 def test_two_runs_at_once(data):

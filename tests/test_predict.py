@@ -127,6 +127,20 @@ CSV = {  # one alloy, FeNi3 in fcc, in all the ways it can be said
 }
 
 
+def test_columns_of_elements_in_any_dress(trained, tmp_path):
+    """FE and Fe (at%) are iron; a number is no nobelium; what the table says itself is renamed."""
+    heads = ["Fe,Ni", "FE,ni", "Fe (at%),Ni [at.%]", "no,Fe %,Ni%", "std,outside,outside (given),Fe,Ni"]
+    for n, head in enumerate(heads):
+        (tmp_path / "alloys.csv").write_text(f"{head}\n{'3,' * (head.count(',') - 1)}1,3\n")
+        predict(trained, tmp_path / str(n), tmp_path / "alloys.csv")
+    found = [read(tmp_path / str(n)) for n in range(len(heads))]
+    assert {one.formula[0] for one in found} == {"Fe1Ni3"} and len({one["mean"][0] for one in found}) == 1
+    assert {"std (given)", "outside (given)", "outside (given) (given)"} < {*found[-1]}
+    # a table that a run wrote can be asked for again
+    predict(trained, tmp_path / "again", tmp_path / "4" / f"{RUN}_predicted.csv")
+    assert read(tmp_path / "again")["mean"].tolist() == found[0]["mean"].tolist()
+
+
 @pytest.mark.parametrize("case", CSV)
 def test_csv_files(trained, tmp_path, case):
     """Names of columns and phases in any case, semicolons, a byte-order mark; other columns are carried."""
@@ -154,6 +168,24 @@ def test_the_database_itself(small_data, trained, tmp_path):
     assert len(shared) == 30  # 15 pairs of five elements, two shells
     np.testing.assert_allclose(numbers, order[shared], atol=1e-7)  # these from nine decimals
     assert "sees no arrangement" in printed
+
+
+def test_the_lattice_in_a_name(trained, tmp_path):
+    """In capitals and after dots too, or else a cell that relaxed into fcc would be taken for fcc."""
+    (folder := tmp_path / "cells").mkdir()
+    text = Poscar(ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2)).get_str()
+    names = ["Fe0.25Ni0.75_sqsbcc", "a_BCC", "b_bcc.VASP", "c.d_sqsBCC.vasp", "e0.5", "notes.txt"]
+    for name in names:
+        (folder / name).write_text(text)
+    printed = predict(trained, tmp_path, folder).out
+    assert dict(zip(read(tmp_path).structure, read(tmp_path).phase)) == dict.fromkeys(names[:4], "bcc") | {
+        "e0.5": "fcc"
+    }
+    assert "e0.5: no lattice in its name; taken for fcc" in printed and "endings: notes.txt" in printed
+    lines = text.replace(" Fe\n", "\n").replace(" Ni\n", "\n").split("\n")
+    (folder / "old_fcc").write_text("\n".join(lines[:5] + lines[6:]))
+    error = predict(trained, tmp_path, folder / "old_fcc", status=2).err
+    assert "Elements in POSCAR cannot be determined" in error and len(error.splitlines()) == 1
 
 
 def test_structures(trained, tmp_path):
@@ -213,6 +245,20 @@ def test_a_checkpoint_of_one_phase_is_no_map(small_data, tmp_path):
     assert len(error.splitlines()) == 1 and "seen bcc alone" in error and not (tmp_path / "map").exists()
 
 
+def test_maps_of_two_checkpoints_of_one_name(trained, tmp_path):
+    """Beside each other; that of the same checkpoint again in its place."""
+    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
+    (tmp_path / "other").mkdir()
+    torch.save(saved | {"data": "other"}, tmp_path / "other" / f"{RUN}.pt")
+    for folder in (trained, tmp_path / "other", trained):
+        flags = ["--checkpoint", folder / f"{RUN}.pt", "--results-dir", tmp_path / "out"]
+        run("studies/map_ternary.py", *flags)
+    names = {path.name for path in files(tmp_path / "out")}
+    assert names == {
+        f"map_{RUN}_FeNi_CoCr_Mn{n}{end}" for n in ("", "_2") for end in (".png", "_settings.json")
+    }
+
+
 def test_maps(small_data, trained, tmp_path, pictures):
     """Phases and data are the checkpoint's; what it has not seen is hatched; a hull between elements."""
     flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY]
@@ -269,9 +315,13 @@ TABLES = [
     ("formula\n", "none"), ("structure\nFeNi\n", "fcc or bcc"), ('formula\n""\n', "none"),
     ("formula\nFeNi\n\n-\n", "line 4: expected a formula, such as FeNiCoCr; got '-'"),
     ("Fe,Ni\n1,1\n-1,2\n", "line 3: expected an amount of Fe"), ("Fe,Ni\n1,x\n", "amount of Ni"),
-    ("formula\nFeNi,1\n", "more"),
+    ("formula\nFeNi,1\n", "more"), ("Fe,Ni,Fe\n1,1,1\n", "one column of Fe"),
+    ("Fe (wt%),Ni\n1,1\n", "Fe (at%)"), ("Fe,fe\n1,1\n", "one column of Fe"),
 ]  # fmt: skip
-WORDS = [("Xy2", "Xy2"), ("no.csv", "no.csv"), (",", "none"), ("Fe0", "Fe0"), ("FeNi)", "FeNi)")]
+WORDS = [
+    ("Xy2", "Xy2"), ("FeNi no.csv", "one CSV"), ("S001", "S001"), ("no.csv", "no.csv"), (",", "none"),
+    ("Fe0", "Fe0"), ("FeNi)", "FeNi)"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("alloys", "expected"), TABLES + WORDS)

@@ -57,10 +57,10 @@ def flags(small_data, tmp_path):
 
 def test_as_a_script(small_data, tmp_path):
     run(*flags(small_data, tmp_path))
-    goal = ["--target", "Ms", "--goal", "high", "--bound", "0.05"]
+    goal = ["--alloys", "Total", "--goal", "low", "--bound", "0.05"]
     run(*flags(small_data, tmp_path), *goal)
-    learn, high = (pd.read_csv(tmp_path / f"suggested_{n}.csv") for n in ("Ef_learn", "Ms_high"))
-    assert learn.number.tolist() == [1, 2, 3] and (high.p_below_bound <= 1).all()
+    learn, low = (pd.read_csv(tmp_path / f"suggested_{n}.csv") for n in ("Ef_learn", "Ef_low"))
+    assert learn.number.tolist() == [1, 2, 3] and low.p_below_bound.between(0, 1).all()
     assert not (learn.half_width_90 <= 0).any() and learn.reason.str.contains("variance").all()
     database = pd.read_csv(small_data / "Database.csv").structures.str.replace("_sqs", " ")
     known = {
@@ -80,18 +80,23 @@ def test_candidates_of_ones_own(small_data, tmp_path):
     run(*flags(small_data, tmp_path), "--candidates", path)
     found = pd.read_csv(tmp_path / "suggested_Ef_learn.csv")
     assert set(found.formula) == {"FeNi7CoCr", "FeNiCo5Cr", "FeNiCoCr5"}
-    more = ["--candidates", path, "--number", "4"]
-    assert "only 3 candidates" in run(*flags(small_data, tmp_path), *more, status=2).err
+    path.write_text(path.read_text().replace("FeNi7CoCr", "FeNi6CoCr"))
+    run(*flags(small_data, tmp_path), "--candidates", path)  # another file's picks do not take the name
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "suggested_Ef_learn.csv"), found)
+    assert "FeNi6CoCr" in pd.read_csv(tmp_path / "suggested_Ef_learn_2.csv").formula.tolist()
+    more = ["--candidates", path, "--number", "5"]
+    assert "only 4 candidates" in run(*flags(small_data, tmp_path), *more, status=2).err
 
 
 def test_bad_input(small_data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "icet", None)
-    (tmp_path / "alloys.csv").write_text("formula\nFeAl\n")
+    (tmp_path / "alloys.csv").write_text("formula\nFeAl\nMnPdFe\n")
     for more, expected in (
         (["--bound", "0"], "with GOAL"),
         (["--goal", "best"], "high, low"),
         (["--sqs-atoms", "32"], "pip install icet"),
-        (["--candidates", tmp_path / "alloys.csv"], "got FeAl"),
+        (["--candidates", tmp_path / "alloys.csv"], "Mn; got FeAl, MnPdFe\n"),
+        (["--goal", "low", "--bound", "-10"], "none of 1092 candidates can improve on"),
     ):
         error = run(*flags(small_data, tmp_path / "out"), *more, status=2).err
         assert expected in error and len(error.splitlines()) == 1
