@@ -10,8 +10,9 @@
 2. Networks in phases as in 1: half are taught samples labelled by that process, half samples labelled by a
    CE for each phase found, in all three phases; then all learn the training rows, weighted by their noise.
 3. A process for each share, on descriptors and lattice, gives the probability of each phase.
-4. In a phase: (2 process + networks) / 3. On a lattice: the mean over the phases that may become of it,
-   with a process that learns the property from the lattice directly, at a weight set by leave-one-out.
+4. In a phase: (2 process + networks) / 3. On a lattice: the mean over the phases that may become of it, of
+   (process + networks) / 2, with a process that learns the property from the lattice directly, at a weight
+   set by leave-one-out.
 5. 90 % intervals: the deviation of the process or of the mixture, times what held 90 % of the rows left out.
 
 Of what is predicted it reads composition, lattice and the arrangement of species on it, never what DFT made
@@ -350,7 +351,8 @@ def of_test(data, splits, outcome):
     for i, split in enumerate(splits):
         columns = {name: values[i, split.test] for name, values in outcome.columns.items()}
         columns["mean"] = outcome.predicted[i].mean(0)[split.test]
-        frame = pd.DataFrame(columns).assign(became=data.shares[split.test].argmax(1))
+        named = [FOUND.index(phase) for phase in data.table.phase.to_numpy()[split.test]]
+        frame = pd.DataFrame(columns).assign(became=data.shares[split.test].argmax(1), named=named)
         for ending in QUESTIONS:
             error = np.abs(frame[f"mean{ending}"] - data.targets[split.test])
             frame[f"error{ending}"] = error / frame[f"half_width_90{ending}"]
@@ -365,8 +367,8 @@ def print_coverage(tested):
         print(f"{question}, the stated 90 % interval holds {held:.0%} of the test alloys")
     chances, became = tested[[f"p_{phase}" for phase in FOUND]].to_numpy(), tested.became.to_numpy()
     loss = -np.log(chances[np.arange(len(became)), became].clip(LEAST_SHARE / 10)).mean()
-    told, commonest = (chances.argmax(1) == became).mean(), np.bincount(became).max() / len(became)
-    print(f"phase: {told:.0%} told, the commonest is {commonest:.0%}; log loss {loss:.3f}")
+    told, named = (chances.argmax(1) == became).mean(), (tested.named == became).mean()
+    print(f"phase: {told:.0%} told, the name alone tells {named:.0%}; log loss {loss:.3f}")
 
 
 def plot_reliability(tested, what, path):

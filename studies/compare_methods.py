@@ -304,7 +304,7 @@ def of_intervals(data, outcome, i, rows, phase_input):
     return {
         "within_90": (np.abs(data.targets[rows] - mean) <= columns[f"half_width_90{ending}"]).mean(),
         "phase_told": (chances.argmax(1) == became).mean(),
-        "phase_commonest": np.bincount(became).max() / len(became),
+        "phase_named": (data.table.phase.to_numpy()[rows] == np.array(main_committee.FOUND)[became]).mean(),
         "phase_log_loss": -np.log(chances[np.arange(len(became)), became].clip(1e-3)).mean(),
     }
 
@@ -345,10 +345,8 @@ def pieces_of(chosen):
 
 def code_hash(method):
     """Of the code that a method's figures come from: a changed line may change them."""
-    modules = [common, structure_stat, cells, generate]
-    modules += (
-        [scratch, transfer] if method in NETWORKS else [processes, main_committee] * (method in COMMITTEES)
-    )
+    modules = [common, structure_stat, cells, generate, processes]
+    modules += [scratch, transfer] if method in NETWORKS else [main_committee] * (method in COMMITTEES)
     code = [Path(module.__file__).read_text("utf-8").split("\ndef main():")[0] for module in modules]
     code.append(Path(__file__).read_text("utf-8").split("# ---- table and pictures")[0])
     return hashlib.sha256("".join([*code, inspect.getsource(report.scores)]).encode()).hexdigest()
@@ -361,7 +359,8 @@ def data_key(piece):
 
 def part_path(folder, piece, data, seeds, code):
     """File of a piece: named by all that its content follows from."""
-    follows_from = json.dumps([piece, seeds, data.sha256, code], sort_keys=True)
+    system = [data.system.elements, sorted(map(sorted, data.system.excluded))]
+    follows_from = json.dumps([piece, seeds, data.sha256, system, code], sort_keys=True)
     words = [piece["method"], piece["target"], piece["alloys"], f"{piece['percent']:g}"]
     words += [piece["rule"].replace(" ", "-"), hashlib.sha256(follows_from.encode()).hexdigest()[:16]]
     return folder / "parts" / ("_".join(words) + ".csv")

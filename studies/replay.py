@@ -3,11 +3,12 @@
     python studies/replay.py --data-dir DATA --table-dir TABLES
     python studies/replay.py --targets Ef --splits 0-4 --step 20
 
-For each split, a Gaussian process (on descriptors, lattice and order, as suggest.py's) learns all alloys of
-few elements and START of the training set's alloys of four and five, then STEP more at a time: those that
-suggest.most_telling picks from the rest, whose labels it does not see, or the next of a random order. The
-error is on the test set, which neither reads. Reads the tables of structure_stat.py --cells lattice. Writes
-replay.csv and replay.png to RESULTS_DIR, and prints how many labels chance needs for the same error.
+For each split, a Gaussian process (on descriptors, lattice and order, as suggest.py's, but that this doubts
+no row) learns all alloys of few elements and START of the training set's alloys of four and five, then STEP
+more at a time: those that suggest.most_telling picks from the rest, whose labels it does not see, or the next
+of a random order. The error is on the test set, which neither reads. Reads the tables of structure_stat.py
+--cells lattice. Writes replay.csv and replay.png to RESULTS_DIR, and prints how many labels chance needs for
+the same error.
 """
 
 import os
