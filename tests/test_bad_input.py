@@ -62,6 +62,7 @@ VALUES = """
 --elements Fe Fe: each once; --excluded-pairs Mn: Mn-Pd; --excluded-pairs Fe-Ni: no Fe with Ni
 --data-dir ~no-such-user/data: ~no-such-user; --predict no.csv: no.csv; --checkpoint no.pt: with PREDICT
 --method scratch_prime --percent 0: PERCENT 0; main_transfer.py --method da --augment 5000: AUGMENT 5000
+main_transfer.py --augment 0: 1 or more
 main_transfer.py --source-learning-rate 1e30: number; main_transfer.py --learning-rate 1e3: LEARNING_RATE
 main.py --results-dir FILE: Database.csv: ; generate.py --results-dir FILE: Database.csv:
 structure_stat.py --table-dir FILE: Database.csv: ; structure_stat.py --data-dir nowhere: nowhere: expected
@@ -75,6 +76,11 @@ def test_values(data, case):
     words = given.replace("FILE", str(data / "Database.csv")).split()
     script = words.pop(0) if words[0].endswith(".py") else "main.py"
     assert expected in refused(script, data, *words)
+
+
+def test_lists_of_numbers():
+    assert settings.numbers("0,3,5-7 6") == [0, 3, 5, 6, 7]
+    assert settings.numbers("200000-200001") == [200000, 200001]  # what is limited is how many
 
 
 @pytest.mark.parametrize("script", ["main.py", "main_transfer.py", "main_committee.py"])

@@ -37,6 +37,8 @@ def test_selection_for_augmentation():
     # in this order, and those with Mn are the alloys whose Pd copies were drawn
     assert [*zip(sizes, kind[chosen])] == sorted(zip(sizes, kind[chosen]))
     assert {i + 1 for i in chosen[kind[chosen] == 1]} == set(chosen[kind[chosen] == 2])
+    for n in range(1, 10):  # fewer than the kinds
+        assert len(generate.select(SimpleNamespace(fractions=fractions, kind=kind), n, "4+5")) == n
 
 
 def pairs(*names):
