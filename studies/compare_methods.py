@@ -429,8 +429,9 @@ def paired(frame, baseline=BASELINE, measure="RMSE"):
     for keys, group in frame.groupby(KEYS[:4]):
         for rule in group.rule[group.method == baseline].unique():
             base = group[(group.method == baseline) & (group.rule == rule)].set_index("split")
-            for method, other in group[group.rule.isin([rule, "training set"])].groupby("method"):
-                other = other.set_index("split").reindex(base.index)
+            for method, other in group.groupby("method"):
+                own = rule if (other.rule == rule).any() else "training set"
+                other = other[other.rule == own].set_index("split").reindex(base.index)
                 difference = (other[measure] - base[measure]).dropna()
                 if method == baseline or difference.empty:
                     continue

@@ -43,9 +43,15 @@ def test_paired_differences_are_split_by_split():
         )
         for split, value in enumerate(values)
     ]
-    found = compare_methods.paired(pd.DataFrame(rows)).iloc[0]
+    frame = pd.DataFrame(rows)
+    found = compare_methods.paired(frame).iloc[0]
     assert found.method == "ce" and found.difference == pytest.approx(0.5) and found.half_width == 0
     assert found.ratio == pytest.approx((20.75 / 14) ** 0.5)  # of roots of mean squares
+    # a method of both rules: each beside the baseline's of the same
+    published = frame.assign(rule="reference", RMSE=frame.RMSE.where(frame.method == "ce", 1.0))
+    both = pd.concat([published, frame])
+    found = compare_methods.paired(both).set_index("rule").difference
+    assert found["validation"] == pytest.approx(0.5) and found["reference"] == pytest.approx(1.5)
 
 
 def test_what_a_kept_piece_follows_from():
