@@ -1,6 +1,7 @@
 """The committee: its processes against scikit-learn's and rows really left out, its parts put together."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -137,6 +138,24 @@ def test_a_mixture_by_hand():
         *(np.array([one]) for one in ([0.5, 0.5], [1.0, 3.0], [1.0, 0.0]))
     )
     assert (mean[0], variance[0]) == pytest.approx((2, 1.5))
+
+
+def test_a_rare_phase_counts_as_seen():
+    """One training cell of fifty was in it; in the third phase none was."""
+    shares = torch.zeros(50, 3)
+    shares[1:, 0] = shares[0, 1] = 1
+    scales = [shares.mean(0), shares.std(0).clamp(min=1e-12)]
+    model = SimpleNamespace(given=SimpleNamespace(inputs=(shares - scales[0]) / scales[1], scales=scales))
+    assert [main_committee.was_seen(model, k) for k in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_what_the_networks_are_taught(data, split, monkeypatch, source):
+    """First samples, then the rows at a rate of their own; the rows alone at the rate of the samples."""
+    calls = []
+    monkeypatch.setattr(common, "train", lambda *given: calls.append((given[4].keywords["rate"], given[5])))
+    main_committee.fit_split(data, split.train, [0], "4+5", 2, source, (3, 0.01), (5, 0.002), 16)
+    assert calls == ([(0.01, 3), (0.002, 5)] if source else [(0.01, 5)])
 
 
 def test_a_factor_holds_what_it_says():
