@@ -189,6 +189,12 @@ def test_put_together_anew(data, model):
 def test_weight_and_factors_by_rows_left_out(data, split, monkeypatch):
     """Written down anew: least squares for the weight, and what holds nine tenths of the errors."""
     monkeypatch.setattr(main_committee, "NORMAL_90", 0.1)  # or both factors are this least one here
+    # bcc cells with much nickel became fcc, most of them: the phase tells much, and is not told by all
+    generator, shares = np.random.default_rng(0), data.shares.copy()
+    left = (data.table.phase == "bcc") & (data.inputs[:, 1] + generator.normal(0, 0.1, len(shares)) > 0.25)
+    shares[left] = [1, 0, 0]
+    targets = data.targets + 0.1 * shares[:, 1] + generator.normal(0, 0.03, len(shares))
+    data = data._replace(shares=shares, targets=targets)
     model = main_committee.fit_split(data, split.train, [0], "4+5", 0, *LOOPS)
     descriptors, targets = data.inputs[split.train, :-2], data.targets[split.train]
     shares = np.column_stack([processes.left_out(one)[0] for one in model.shares]).clip(0.01, 1)
@@ -198,14 +204,14 @@ def test_weight_and_factors_by_rows_left_out(data, split, monkeypatch):
     means, variances = (np.column_stack(part) for part in zip(*of_phases))
     mixed, alone = (chances * means).sum(1), processes.left_out(model.direct)[0]
     solved = np.linalg.lstsq((mixed - alone)[:, None], targets - alone, rcond=None)[0][0]
-    assert model.weight == pytest.approx(np.clip(solved, 0, 1), abs=1e-6)
+    assert model.weight == pytest.approx(solved, abs=1e-6) and 0.05 < solved < 0.95
     spread = (chances * (variances + means**2)).sum(1) - mixed**2
     errors = targets - (model.weight * mixed + (1 - model.weight) * alone)
     many = (descriptors[:, :5] > 0).sum(1) >= 4
     assert model.factors[0] == pytest.approx(main_committee.factor(errors[many], spread[many] ** 0.5))
     mean, variance = processes.left_out(model.given)
     expected = main_committee.factor((targets - mean)[many], variance[many] ** 0.5)
-    assert model.factors[1] == pytest.approx(expected)
+    assert model.factors[1] == pytest.approx(expected) and min(model.factors) > 0.2
 
 
 @pytest.mark.parametrize("teacher", [0, 1])

@@ -35,6 +35,13 @@ def test_columns():
     ]  # fmt: skip
 
 
+def test_no_column_for_an_excluded_pair():
+    """-1, at which counting ends in an error; never another pair's column."""
+    system = System(("Fe", "Mn", "Pd"), (frozenset(("Mn", "Pd")),))
+    columns = [[0, 1, 2], [1, 3, -1], [2, -1, 4]]
+    assert structure_stat.column_of(system, "pairs").tolist() == columns
+
+
 def test_ordered_l12(tmp_path):
     """Ni3Fe in L1_2: every Fe has 12 Ni; triangles are Ni3 or FeNi2, tetrahedra FeNi3."""
     found = occupation(ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2), "fcc", tmp_path, FE_NI)
