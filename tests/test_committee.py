@@ -169,6 +169,7 @@ def test_put_together_anew(data, model):
     """Mean of process and networks in each phase, mixed by the chances, with the direct process."""
     descriptors, lattice = common.descriptors(np.full((2, 5), 0.2), data.system.elements), np.eye(2)
     order = np.zeros((2, model.given.order.shape[1]))
+    model = model._replace(weight=0.6)  # 0 by these labels, and the mixture would not count
     means, half_width, chances = main_committee.predict(model, descriptors, lattice, order)
     assert chances.sum(1) == pytest.approx(1) and (chances[:, 2] == 0).all()  # no cell here is hcp
     phases = [main_committee.in_phase(descriptors, k) for k in range(3)]

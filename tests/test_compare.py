@@ -59,10 +59,12 @@ def test_what_a_kept_piece_follows_from():
     piece = dict(zip(compare_methods.KEYS, ("4+5", "Ef", 100.0, "named", "scratch", "validation"))) | {
         "splits": [0, 1]
     }
-    data, other_data = SimpleNamespace(sha256={"a": "1"}), SimpleNamespace(sha256={"a": "2"})
+    system, fewer = common.System(("Fe", "Ni"), (frozenset(("Fe", "Ni")),)), common.System(("Fe", "Ni"), ())
+    data, other_data = (SimpleNamespace(sha256={"a": a}, system=system) for a in "12")
     calls = [
         (piece, data, [0, 1], "code"),
         (piece, other_data, [0, 1], "code"),
+        (piece, SimpleNamespace(sha256={"a": "1"}, system=fewer), [0, 1], "code"),
         (piece, data, [0, 7], "code"),
         (piece | {"splits": [0, 2]}, data, [0, 1], "code"),
         (piece | {"percent": 20.0}, data, [0, 1], "code"),
