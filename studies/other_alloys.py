@@ -224,7 +224,7 @@ def markdown(frame):
     """A row per test, amount and phase: RMSE over all splits ± standard deviation over splits, and ratios."""
     methods = [m for m in LABELS_OF if m in set(frame.method)]
     names = ["labels", "predicted", "spread", *(LABELS_OF[m] for m in methods)]
-    names += ["TL / Scratch", "committee / best peer", "held by its 90 % intervals"]
+    names += ["TL / Scratch", "DA / Scratch", "committee / best peer", "held by its 90 % intervals"]
     lines = [
         f"Test RMSE in meV/atom: root of the mean squared error over {frame.split.nunique()} splits ±",
         "standard deviation over splits; networks: ensembles, epoch by validation; ratios: 95 % intervals.\n",
@@ -241,7 +241,8 @@ def markdown(frame):
             text = f"{pooled:.1f} ± {std:.1f}" if method in rmse.index else ""
             entries.append(f"**{text}**" if pooled == 1000 * rmse["pooled"].min() else text)
         peers = rmse["pooled"][rmse.index.isin(compare_methods.PEERS)]
-        entries.append(ratio(group, "tl", "scratch") if {"tl", "scratch"} <= set(rmse.index) else "")
+        for one in ("tl", "da"):
+            entries.append(ratio(group, one, "scratch") if {one, "scratch"} <= set(rmse.index) else "")
         committee = group[group.method == "committee"]
         entries.append(ratio(group, "committee", peers.idxmin()) if len(committee) and len(peers) else "")
         entries.append(f"{committee.within_90.mean():.0%}" if len(committee) else "")
