@@ -103,8 +103,8 @@ def allowed(system, elements):
     return elements <= set(system.elements) and not any(pair <= elements for pair in system.excluded)
 
 
-def in_words(system):
-    """Which alloys a system has."""
+def alloys_of(system):
+    """Which alloys a system has, in words."""
     pairs = "".join(f", no {' with '.join(sorted(pair))}" for pair in system.excluded)
     return f"alloys of {', '.join(system.elements)}{pairs}"
 
@@ -315,7 +315,7 @@ def read_database(data_dir, targets, elements=None, excluded_pairs=None):
     complain(named.notna() & (named != frame.phase), "a name that ends with its phase")
     system = alloy_system(frame.formula, elements, excluded_pairs)
     covered = frame.formula.map(lambda formula: allowed(system, map(str, Composition(formula))))
-    complain(~covered.astype(bool), in_words(system))
+    complain(~covered.astype(bool), alloys_of(system))
     return pd.concat([frame[frame.phase == phase] for phase in PHASES], ignore_index=True), system
 
 

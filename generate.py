@@ -36,8 +36,8 @@ ALPHA = None  # strength of the ridge penalty; None: as published, by target and
 CELLS = "given"  # clusters counted on cells as given, as published, or with each atom on its lattice site
 # --------------------------------------------------------------------------------------------------
 
-KNOWS = {  # what a held-out cell's clusters tell
-    "given": "on cells as relaxation left them, which no new alloy has", "lattice": "on the lattice",
+COUNTED_ON = {  # as a held-out cell's clusters are
+    "given": "on cells as given, of which relaxed ones know the result", "lattice": "on the lattice",
 }  # fmt: skip
 PENALTIES = np.logspace(-6, 1, 15)  # that a tuned one is taken from
 STEPS = 10  # mole fractions of samples are multiples of 1/STEPS
@@ -355,7 +355,7 @@ def main():
             print(
                 f"{phase}: fit R2 {model.score(inputs, targets):.4f} on {len(rows)} training alloys, "
                 f"cross-validated RMSE {cross_validated_rmse(model, inputs, targets):.4f} {target.unit} "
-                f"({KNOWS[chosen.CELLS]}); {len(frame)} samples"
+                f"({COUNTED_ON[chosen.CELLS]}); {len(frame)} samples"
             )
     print(f"written: {chosen.RESULTS_DIR}/generated_*_{run}.csv, eci_*_{run}.csv and .png")
 

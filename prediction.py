@@ -38,7 +38,7 @@ def read_alloys(text, phases):
     if any(word.lower().endswith(".csv") for word in words):
         if len(words) > 1:
             raise InputError(f"PREDICT: expected one CSV file alone, or formulas and POSCARs; got {text}")
-        frame = alloys_of_csv(Path(text), phases)
+        frame = alloys_of_csv(Path(words[0]), phases)
     else:
         rows = []
         for word in words:

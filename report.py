@@ -17,8 +17,8 @@ from settings import InputError
 HOW = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
 # In pictures: the alloys that are predicted, and of which of them a percentage is kept for training.
 ALLOYS_IN_WORDS = {
-    "4+5": ("alloys of four and five elements", "them"),
-    "Total": ("alloys of two to five elements", "those of four and five"),
+    "4+5": ("alloys of four and more elements", "them"),
+    "Total": ("alloys of two and more elements", "those of four and more"),
 }
 MOST_RUNS = 16  # printed one by one; all are in the files
 
@@ -128,7 +128,7 @@ def report(chosen, data, splits, outcome, how=None):
             of_members = outcome.predicted[i][:, members]
             values = {"true": data.targets[members], "mean": of_members.mean(0), "std": spread(of_members)}
             values |= {name: value[i, members] for name, value in outcome.columns.items()}
-            values["unit"] = TARGETS[chosen.TARGET].unit
+            values["unit"] = run_settings["unit"]
             tables.append(
                 data.table.iloc[members][["structure", "phase"]].assign(
                     split=split.number, set=part, **values
@@ -223,9 +223,6 @@ def plot_parity(chosen, data, predictions, how, path):
         ylabel=f"predicted {target.label} ({target.unit})",
     )
     alloys, kept = ALLOYS_IN_WORDS[chosen.ALLOYS]
-    if data.table.n_components.max() > 5:
-        more = [text.replace("to five", "and more").replace("five", "more") for text in (alloys, kept)]
-        alloys, kept = more
     lines = [
         f"{METHODS[chosen.METHOD]}, phase as {chosen.PHASE_INPUT}, epoch {how}",
         f"{alloys}, {chosen.PERCENT:g} % of {kept} for training",

@@ -98,7 +98,7 @@ def make_candidates(chosen, system, table):
         formulas = dict.fromkeys(frame.formula)
         bad = [one for one in formulas if not common.allowed(system, prediction.elements_of(one))]
         if bad:
-            raise InputError(f"CANDIDATES: expected {common.in_words(system)}; got {settings.listed(bad)}")
+            raise InputError(f"CANDIDATES: expected {common.alloys_of(system)}; got {settings.listed(bad)}")
         fractions = common.mole_fractions(frame.formula, system.elements)
         frame = frame.join(pd.DataFrame(fractions, columns=system.elements))
     known = common.mole_fractions(table.formula, system.elements)

@@ -12,7 +12,8 @@ networks' own spread it is dotted: there they do not settle which phase has the 
 outside of what was trained on is hatched.
 
 Between three elements a formation energy also gives the distance to the convex hull, at 0 K, of the
-elements and all alloys of the section, each in its phase of lowest energy.
+elements and all alloys of the section, each in its phase of lowest energy. Writes the picture and the
+settings it is of to RESULTS_DIR; that of another checkpoint of the same name stays.
 """
 
 import sys

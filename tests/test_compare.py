@@ -131,12 +131,12 @@ def test_pictures(tmp_path, pictures, percents):
     compare_methods.plot_paired(found, "scratch", "the data's source", tmp_path / "paired")
     for said in pictures.values():
         assert not any(code in said for code in ("Ef", "Ms", "4+5", "Total", "mub"))
-        for words in ("formation energy\nalloys of four and five elements\nphase as named", "μB/atom"):
-            assert words in said and "of two to five" in said and "data: the data's source" in said
+        for words in ("formation energy\nalloys of four and more elements\nphase as named", "μB/atom"):
+            assert words in said and "of two and more" in said and "data: the data's source" in said
     assert ("kept (%)" in pictures["curves"]) == (len(percents) > 1)
     assert ("100 % of them for training" in pictures["curves"]) == (len(percents) == 1)
     assert "left of the line: better" in pictures["paired"] and "Committee" in pictures["paired"]
-    assert "100 % of those of four and five for training" in pictures["paired"]
+    assert "100 % of those of four and more for training" in pictures["paired"]
 
 
 def compare(data, folder, *more):

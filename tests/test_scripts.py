@@ -78,7 +78,7 @@ def test_parity_plots(small_data, tmp_path, pictures, alloys):
         for part in ("scratch", "fixed_parity", "fixed_reliability")
     )
     assert "magnetisation" in held and "in the phase it has" in held and "CHGNet" in held
-    words = {"4+5": "of four and five elements, 50 % of them", "Total": "50 % of those of four and five"}
+    words = {"4+5": "of four and more elements, 50 % of them", "Total": "50 % of those of four and more"}
     for text in (words[alloys], "Scratch, phase as found, epoch selected on the test set", "CHGNet"):
         assert text in plain
     assert re.search(r"test \(\d+\): R² \S+, RMSE \S+ μB/atom", plain) and "magnetisation in the" in plain
