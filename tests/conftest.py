@@ -128,7 +128,7 @@ def run(script, *flags, status=0):
 
 @pytest.fixture
 def pictures(monkeypatch):
-    """What pictures say, {file name: text}, of all that a test makes; nothing of one may be cut off.
+    """What pictures say, {file name: text}, of all that a test makes; nothing in one may be cut off.
 
     All data counts as this project's, whose source is the longest to say.
     """
@@ -145,6 +145,10 @@ def pictures(monkeypatch):
         x0, y0, x1, y1 = figure.get_tightbbox().extents
         assert min(x0, y0) > -0.01 and x1 < figure.get_figwidth() + 0.01, path
         assert y1 < figure.get_figheight() + 0.01, path
+        for axes in figure.axes:
+            (left, right), (low, high) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
+            x0, y0, x1, y1 = axes.dataLim.extents
+            assert not (left > x0 or x1 > right or low > y0 or y1 > high), f"{path}: not all is in the axes"
         texts = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
         said[path.name.split(".", 2)[-1]] = "\n".join(filter(None, texts))
 

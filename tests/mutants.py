@@ -83,7 +83,10 @@ def changes(folder):
     for script, start, end in generator.sample(sorted(places), len(places)):
         old, known = codes[script], places[script, start, end]
         for i, occurrence in generator.sample(known, len(known)):
-            new = mutate_code(old, operators[i], occurrence)
+            try:
+                new = mutate_code(old, operators[i], occurrence)
+            except AttributeError:  # cosmic-ray's, at `except module.Error`
+                continue
             if meaning(new) not in (None, meaning(old)):
                 diff = [*difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")][3:]
                 yield script, new, f"{script}:{start[0]} {type(operators[i]).__name__}", "\n".join(diff)

@@ -78,6 +78,11 @@ def test_values(data, case):
     assert expected in refused(script, data, *words)
 
 
+def test_faults_are_listed_to_the_eighth():
+    assert settings.listed([*range(8)]) == "0, 1, 2, 3, 4, 5, 6, 7"
+    assert settings.listed([*range(20)]) == "0, 1, 2, 3, 4, 5, 6, 7, and 12 more"
+
+
 def test_lists_of_numbers():
     assert settings.numbers("0,3,5-7 6") == [0, 3, 5, 6, 7]
     assert settings.numbers("200000-200001") == [200000, 200001]  # what is limited is how many

@@ -69,6 +69,14 @@ def checked(folder, out, *flags):
     return set(table[["structure", "column", "against"]].itertuples(index=False, name=None)), printed
 
 
+def test_the_unit_of_the_moment_by_mass():
+    """By the CODATA values; 1 J/T is 1000 emu."""
+    from scipy import constants
+
+    magneton = constants.physical_constants["Bohr magneton"][0]
+    assert abs(check.EMU - constants.N_A * magneton * 1000) < 0.005
+
+
 def test_nothing_is_found_where_all_agrees(whole, tmp_path):
     assert checked(whole, tmp_path / "out")[0] == set()
 
@@ -109,6 +117,14 @@ def test_two_units_that_agree_settle_the_third(whole, tmp_path):
     log = pd.read_csv(tmp_path / "out/Database_fixes.csv")
     assert dict(zip(log.column, log.structure)) == {c: right.structures[row] for c, row in rows.items()}
     np.testing.assert_allclose(log.was / log.now, 1.5, rtol=2e-3)
+
+
+def test_corrections_keep_the_decimals(tmp_path):
+    """Of the row, four at least; what is not corrected stays as it was written."""
+    (tmp_path / "data.csv").write_text("structures,Ms\na,1.123456\nb,1\nc,7.0\n")
+    fixes = [check.Fix(name, "Ms", 1, now, "") for name, now in (("a", 2), ("b", 1.23456))]
+    found = check.with_fixes(tmp_path / "data.csv", fixes)
+    assert found[1].tolist() == ["Ms", "2.000000", "1.2346", "7.0"]
 
 
 def test_two_units_alone_settle_nothing(whole, tmp_path):

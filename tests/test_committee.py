@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ideal, run
 from pymatgen.io.vasp.inputs import Poscar
+from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
@@ -259,6 +260,43 @@ def test_the_order_of_a_cell(data):
     assert (order.loc[1] == 0).all() and (structure_stat.order_of(data.system, fractions, None) == 0).all()
 
 
+def test_half_width_of_a_difference_of_phases(data, model):
+    """The factor that holds nine tenths of the rows left out, times the deviation of the difference."""
+    descriptors = common.descriptors(np.full((2, 5), 0.2), data.system.elements)
+    order = np.zeros((2, model.given.order.shape[1]))
+    bcc, fcc = (main_committee.in_phase(descriptors, k) for k in (1, 0))
+    variance = processes.of_difference(model.given, bcc, fcc, order, np.array([1, 1]))
+    found = main_committee.of_gap(model, descriptors, 1, order)
+    np.testing.assert_allclose(found, model.factors[1] * variance**0.5)
+    assert np.isnan(main_committee.of_gap(model, descriptors, 2, order)).all()  # no cell here is hcp
+
+
+def test_samples_of_a_system_that_makes_too_many():
+    """Of four and five elements in tenths, none excluded, and as many as drawn."""
+    elements = ("Al", "Co", "Cr", "Cu", "Fe", "Hf", "Mn", "Mo", "Nb", "Ni", "Ta", "Ti", "V", "W", "Zr")
+    system = common.System(elements, (frozenset(("Al", "Co")),))
+    drawn = main_committee.sample_compositions(system, "4+5")
+    assert len(drawn) == main_committee.SAMPLES and set((drawn > 0).sum(1)) == {4, 5}
+    np.testing.assert_allclose(drawn.sum(1), 1)
+    np.testing.assert_allclose(10 * drawn, np.rint(10 * drawn))
+    assert not (drawn[:, 0] * drawn[:, 1]).any() and (drawn > 0).any(0).all()
+
+
+def test_reliability(monkeypatch):
+    """Errors that are a normal distribution's: as many are held as is stated, and the line says so."""
+    from matplotlib.figure import Figure
+
+    errors = np.abs(norm.ppf((np.arange(2000) + 0.5) / 2000)) / 1.645
+    tested = pd.DataFrame({f"error{ending}": errors for ending in main_committee.QUESTIONS})
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    main_committee.plot_reliability(tested, "what", "no file")
+    for line in figures[0].axes[0].lines[:2]:
+        stated, held = line.get_data()
+        np.testing.assert_allclose(held, stated, atol=2e-3)
+        assert stated.min() < 0.05 and stated.max() > 0.95
+
+
 def test_as_a_script(small_data, tmp_path):
     flags = ["--data-dir", small_data, "--results-dir", tmp_path, *SHORT, "--splits", "0,1"]
     printed = run("main_committee.py", *flags, "--predict", "FeNiCoCr").out
@@ -272,7 +310,9 @@ def test_as_a_script(small_data, tmp_path):
     chances = predictions[["p_fcc", "p_bcc", "p_hcp"]]
     np.testing.assert_allclose(chances.sum(axis=1), 1)
     told = np.take(["fcc", "bcc", "hcp"], test[chances.columns].to_numpy().argmax(1)) == test.phase
-    assert f"phase: {told.mean():.0%} told" in printed  # the small data stayed on its lattices
+    assert (
+        f"phase: {told.mean():.0%} told, the name alone tells 100%" in printed
+    )  # the small data stayed on its lattices
 
     # a checkpoint predicts what the run did, of the database with its arrangements
     more = ["--checkpoint", f"{name}.pt", "--predict", small_data / "Database.csv"]

@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT, STUDY, TINY, needs_study, run
 from pymatgen.core import Structure
 from pymatgen.io.vasp.inputs import Poscar
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 import common
 import generate
@@ -39,6 +41,23 @@ def test_selection_for_augmentation():
     assert {i + 1 for i in chosen[kind[chosen] == 1]} == set(chosen[kind[chosen] == 2])
     for n in range(1, 10):  # fewer than the kinds
         assert len(generate.select(SimpleNamespace(fractions=fractions, kind=kind), n, "4+5")) == n
+
+
+def test_selection_of_two_to_five_elements():
+    """By method.md: 18, 25, 20 and 12 of them, of these ceil(2/7), ceil(3/8), ceil(4/9), 1/2 with Pd."""
+    fractions, kind = generate.sample_compositions(PAPER, "Total")
+    chosen = generate.select(SimpleNamespace(fractions=fractions, kind=kind), 75, "Total")
+    sizes = (fractions[chosen] > 0).sum(1)
+    counts = {k: [int(((sizes == k) & (kind[chosen] == x)).sum()) for x in range(3)] for k in range(2, 6)}
+    assert counts == {2: [6, 6, 6], 3: [5, 10, 10], 4: [2, 9, 9], 5: [0, 6, 6]}
+
+
+def test_half_of_the_quinaries_are_copies_where_some_are_plain():
+    seven = System((*PAPER.elements, "Al"), pairs("Mn-Pd"))
+    fractions, kind = generate.sample_compositions(seven, "4+5")
+    chosen = generate.select(SimpleNamespace(fractions=fractions, kind=kind), 75, "4+5")
+    of_five = kind[chosen][(fractions[chosen] > 0).sum(1) == 5]
+    assert [int((of_five == x).sum()) for x in range(3)] == [0, 14, 14]
 
 
 def pairs(*names):
@@ -81,6 +100,22 @@ def test_sizes_of_the_studys_sets(table):
     assert len(common.split_rows(table, "4+5", 0, 0).train) == low  # PERCENT 0: none of many elements
     total = common.split_rows(table, "Total", 100, 0)
     assert len(total.train) + len(total.test) == 364 and table.n_components[total.test].nunique() == 4
+
+
+@pytest.mark.parametrize("target", ["Ef", "Ms"])
+def test_a_tuned_penalty(small_data, target):
+    """Of the least error on rows left out one by one, of half decades from 1e-6 to 10."""
+    data = common.load_data(small_data, small_data, target, cells="lattice")
+    clusters, rows = ["points", "pairs"], np.arange(len(data.table))
+    models = generate.fit_ce(data, rows, clusters, "tuned")
+    inputs = data.clusters[generate.ce_columns(data.system, clusters)].to_numpy()
+    for phase, model in models.items():
+        part = generate.rows_of(data, rows, phase)
+        errors = {}
+        for alpha in 10 ** np.arange(-6, 1.25, 0.5):
+            found = cross_val_predict(Ridge(alpha), inputs[part], data.targets[part], cv=LeaveOneOut())
+            errors[alpha] = ((found - data.targets[part]) ** 2).mean()
+        assert model.alpha_ == pytest.approx(min(errors, key=errors.get))
 
 
 HONEST = {  # every way to predict but the paper's rule, and its flags for a short run

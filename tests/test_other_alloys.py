@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 from conftest import OTHER, ROOT, needs_other, run
 
 sys.path.insert(0, str(ROOT / "studies"))
+import compare_methods
 import other_alloys
 
 import common
@@ -51,6 +53,47 @@ def test_splits_leave_out_what_they_say(tmp_path):
         assert len(split.train) == 300 and len(split.test) + pool == 7082
         left_out += list(split.test)
     assert sorted(left_out) == list(range(7082))
+
+
+def test_each_split_has_its_own_intervals(tmp_path, monkeypatch):
+    """Made-up ones that hold all alloys of one split and none of the other; all phases are as named."""
+    other_alloys.write_quaternaries(OTHER, tmp_path)
+    data = common.load_data(tmp_path, tmp_path, "Ef", excluded_pairs=None)
+    true, bcc = data.targets, (data.table.phase == "bcc").to_numpy(float)
+    error = np.array([np.zeros(len(true)), np.ones(len(true))])
+    columns = {"mean_given_phase": true + error, "p_fcc": [1 - bcc] * 2, "p_bcc": [bcc] * 2}
+    columns |= {
+        "p_hcp": 0 * error,
+        "half_width_90": 0 * error + 0.5,
+        "half_width_90_given_phase": 0 * error + 0.5,
+    }
+    columns = {name: np.array(values) for name, values in columns.items()}
+    outcome = SimpleNamespace(columns=columns, predicted=(true + error)[:, None])
+
+    def answers(piece, data, data_dir, splits, seeds):
+        means = [(true + one)[split.test][None] for one, split in zip(error, splits)]
+        return {"named": means, "found": means}, outcome
+
+    monkeypatch.setattr(compare_methods, "answers", answers)
+    piece = {"test": "drawn", "amount": 300, "method": "committee", "splits": [0, 1]}
+    found = other_alloys.work(piece, data, tmp_path, [0])
+    assert len(found) == 8 and set(found.method) == COMMITTEE  # two splits, phases and questions
+    assert (found.within_90 == (found.split == 0)).all()
+    assert (found.phase_told == 1).all() and (found.phase_named == 1).all()
+    np.testing.assert_allclose(found.RMSE, found.split, atol=1e-12)
+
+
+def test_what_splits_share(monkeypatch):
+    """Where labels are drawn, the fewer of labels and test alloys; else the test set, of the pool."""
+    asked = []
+    monkeypatch.setattr(
+        compare_methods, "corrected_interval", lambda _, n_pool, n_test: asked.append((n_test, n_pool)) or 0.0
+    )
+    rows = pd.DataFrame({"split": [0, 1] * 2, "method": ["tl"] * 2 + ["scratch"] * 2, "RMSE": [1, 1, 2, 2]})
+    for test, n_train, n_test in (("drawn", 300, 700), ("drawn", 700, 300), ("systems", 300, 200)):
+        frame = rows.assign(test=test, n_train=n_train, n_test=n_test, n_pool=800)
+        assert other_alloys.ratio(frame, "tl", "scratch") == "0.50 ± 0.00"
+    assert asked == [(300, 700), (300, 700), (200, 800)]
 
 
 def test_a_handful_of_rows(tmp_path, monkeypatch):

@@ -188,6 +188,19 @@ def test_the_lattice_in_a_name(trained, tmp_path):
     assert "Elements in POSCAR cannot be determined" in error and len(error.splitlines()) == 1
 
 
+def test_the_arrangement_of_a_cell_is_its_own(tmp_path):
+    """Stretched into fcc (Bain) its atoms do not tell its bcc cell, whatever cell is asked for beside it."""
+    cell = ideal("bcc", ["Fe", "Ni"], (3, 2, 2), a=2.9)
+    gone = Structure(cell.lattice.matrix @ np.diag([1, 1, 2**0.5]), cell.species, cell.frac_coords)
+    for name, one in {"gone": gone, "whole": cell}.items():
+        (tmp_path / name).write_text(Poscar(one).get_str())
+    paths = [tmp_path / "gone", tmp_path / "whole"]
+    frame = pd.DataFrame({"formula": "FeNi", "phase": "bcc", "poscar": paths})
+    clusters, remarks = prediction.arrangements(frame, common.System(("Fe", "Ni"), ()))
+    assert clusters.isna().all(axis=1).tolist() == [True, False]
+    assert "no undistorted bcc cell" in remarks[0][0] and remarks[1] == []
+
+
 def test_structures(trained, tmp_path):
     """A folder of POSCARs, the lattice by name or by its atoms; a vacancy, a broken one, simple cubic."""
     (folder := tmp_path / "cells").mkdir()
@@ -316,6 +329,7 @@ TABLES = [
     ("formula\nFeNi\n\n-\n", "line 4: expected a formula, such as FeNiCoCr; got '-'"),
     ("Fe,Ni\n1,1\n-1,2\n", "line 3: expected an amount of Fe"), ("Fe,Ni\n1,x\n", "amount of Ni"),
     ("formula\nFeNi,1\n", "more"), ("Fe,Ni,Fe\n1,1,1\n", "one column of Fe"),
+    ("formula\nFeNi\nFe,1\n", "not a readable CSV"),
     ("Fe (wt%),Ni\n1,1\n", "Fe (at%)"), ("Fe,fe\n1,1\n", "one column of Fe"),
 ]  # fmt: skip
 WORDS = [

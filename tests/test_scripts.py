@@ -56,6 +56,10 @@ def test_training(small_data, tmp_path, method):
         pd.read_csv(f"{name}_predictions.csv"),
         pd.read_csv(f"{name}_summary.csv").set_index("of"),
     )
+    assert {*found.unit, *metrics.unit} == {"μB/atom"}
+    figure = r"[-\d.]+ ± [\d.]+"  # R2 has no unit
+    shown = rf"2 split\(s\) x 2 seed\(s\), test: R2 {figure}, RMSE {figure} μB/atom, MAE {figure} μB/atom\n"
+    assert len(re.findall(shown, printed)) == 2
     found = found[found.set == "test"].assign(error=lambda frame: frame["mean"] - frame.true)
     errors = found.groupby("split").error.agg(lambda error: (error**2).mean() ** 0.5)
     assert summary.test_RMSE_mean["ensemble"] == pytest.approx(errors.mean())
@@ -65,6 +69,17 @@ def test_training(small_data, tmp_path, method):
     by_split = metrics.groupby("split").test_RMSE.mean()
     assert summary.test_RMSE_std["single networks"] == pytest.approx(by_split.std())
     assert (tmp_path / f"{name.name}_parity.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("rate", "n_stuck"), [("1e-9", 2), ("0.01", 0)])
+def test_networks_that_learn_nothing_are_named(small_data, tmp_path, rate, n_stuck):
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY, "--seeds", "0-1"]
+    printed = run("main.py", *flags, "--learning-rate", rate).out
+    assert (
+        (f"{n_stuck} of 2 networks learned nothing" in printed)
+        == ("learned nothing" in printed)
+        == bool(n_stuck)
+    )
 
 
 @pytest.mark.parametrize("alloys", ["4+5", "Total"])
@@ -83,6 +98,12 @@ def test_parity_plots(small_data, tmp_path, pictures, alloys):
         assert text in plain
     assert re.search(r"test \(\d+\): R² \S+, RMSE \S+ μB/atom", plain) and "magnetisation in the" in plain
     assert "90 % interval" in bars and "Committee, phase as named" in bars and "90 %" not in plain
+
+
+@pytest.mark.parametrize(("more", "words"), [([], "as given"), (["--cells", "lattice"], "on the lattice")])
+def test_what_an_expansion_is_validated_on(small_data, tmp_path, more, words):
+    printed = run("generate.py", "--data-dir", small_data, "--results-dir", tmp_path, *more).out
+    assert printed.count(f" eV/atom (on cells {words}" if not more else f" eV/atom ({words})") == 2
 
 
 def test_pictures_of_interactions(small_data, tmp_path, pictures):

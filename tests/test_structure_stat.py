@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ideal, needs_study, random_alloy, run, write_data
+from matplotlib.figure import Figure
 from pymatgen.core import Composition, Structure
 from pymatgen.io.vasp.inputs import Poscar
 
@@ -197,6 +198,20 @@ def test_on_the_lattice_a_displaced_cell_counts_as_the_ideal_one(tmp_path):
     pd.testing.assert_frame_equal(as_it_is[shares], moved[shares])  # these are of the cell as it is
     clusters = [c for c in given if c.startswith("triplet")]
     assert not np.allclose(as_it_is[clusters], given[clusters], atol=1e-3)
+
+
+def test_pictures_of_phases_hold_each_cell(monkeypatch):
+    """In the panel of its name, with the colour of what it has become, between its valences."""
+    table = pd.DataFrame(
+        {"phase": ["fcc", "fcc", "bcc", "bcc", "bcc"], "became": ["fcc", "fcc", "hcp", "bcc", "bcc"]}
+    )
+    figures, valence = [], np.array([8.0, 8.3, 7.9, 9.0, 9.0])
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    structure_stat.plot_phases(table, valence, "source", "no file")
+    for axes, where in zip(figures[0].axes, ([[8, 8.25], [], [], []], [[], [9, 9], [7.75], []])):
+        for container, lefts in zip(axes.containers, where, strict=True):
+            bars = [bar for bar in container for _ in range(round(bar.get_height()))]
+            assert [bar.get_x() for bar in bars] == lefts and {bar.get_width() for bar in bars} <= {0.25}
 
 
 def test_what_became_of_each_cell(tmp_path):

@@ -71,6 +71,20 @@ def test_as_a_script(small_data, tmp_path):
     assert (tmp_path / "suggested_Ef_learn.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+    ("goal", "bound", "best"),
+    [("high", 0.02, 1.4), ("low", 0.02, 0.3563), ("high", -0.1, 1.975), ("low", None, 0)],
+)
+def test_what_is_to_be_improved_on(small_data, tmp_path, goal, bound, best):
+    """The best moment of the database among alloys below the bound, or among all where none is below it."""
+    more = ["--alloys", "Total", "--target", "Ms", "--goal", goal, "--number", "1"]
+    more += [] if bound is None else ["--bound", str(bound)]
+    said = run(*flags(small_data, tmp_path), *more).out
+    below = "" if bound is None else f" at an Ef below {bound:g} eV/atom"
+    assert f"improve on {best} μB/atom{below}" in said
+    assert ("hardly any candidate" in said) == (bound == -0.1)  # nothing comes near it
+
+
 def test_candidates_of_ones_own(small_data, tmp_path):
     """Those that the database holds are no candidates, nor is one twice."""
     held = pd.read_csv(small_data / "Database.csv").structures[0]
@@ -80,12 +94,23 @@ def test_candidates_of_ones_own(small_data, tmp_path):
     run(*flags(small_data, tmp_path), "--candidates", path)
     found = pd.read_csv(tmp_path / "suggested_Ef_learn.csv")
     assert set(found.formula) == {"FeNi7CoCr", "FeNiCo5Cr", "FeNiCoCr5"}
-    path.write_text(path.read_text().replace("FeNi7CoCr", "FeNi6CoCr"))
+    rows = rows[:1] + rows[3:] + ["FeNi6CoCr"]
+    path.write_text("formula,phase\n" + "".join(f"{row},{held[-3:]}\n" for row in rows))
     run(*flags(small_data, tmp_path), "--candidates", path)  # another file's picks do not take the name
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "suggested_Ef_learn.csv"), found)
     assert "FeNi6CoCr" in pd.read_csv(tmp_path / "suggested_Ef_learn_2.csv").formula.tolist()
     more = ["--candidates", path, "--number", "5"]
-    assert "only 4 candidates" in run(*flags(small_data, tmp_path), *more, status=2).err
+    assert "only 3 candidates" in run(*flags(small_data, tmp_path), *more, status=2).err
+
+
+def test_lattice_constants_of_structures(small_data):
+    """All cells here have the same, whatever is in them."""
+    data = common.load_data(small_data, small_data, "Ef")
+    data = data._replace(table=data.table[data.table.phase == "fcc"])
+    fractions = common.mole_fractions(["FeNiCoCr", "Cr3Mn"], ["Fe", "Ni", "Co", "Cr", "Mn"])
+    candidates = pd.DataFrame(fractions, columns=data.system.elements).assign(phase=["fcc", "bcc"])
+    found = suggest.lattice_constants(small_data, data, candidates)
+    np.testing.assert_allclose(found, [3.6, 3.6 / 2 ** (1 / 3)])
 
 
 def test_bad_input(small_data, tmp_path, monkeypatch):
