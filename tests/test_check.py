@@ -184,6 +184,16 @@ def test_a_convention_is_named_once_and_left(whole, tmp_path):
     assert printed.count("rows: taken for a convention") == 4  # volumes of bcc too
 
 
+def test_total_energies_of_no_use(parts, capsys):
+    """Of cells of many sizes, by mistake: no reference energies of the elements make all of them."""
+    n_atoms = np.random.default_rng(0).integers(2, 33, len(parts.frame))
+    frame = parts.frame.assign(**{TOTAL: parts.frame[TOTAL] * n_atoms})
+    assert check.check_energy(frame, parts.system) == ([], None)
+    assert "is no sum over the elements in most rows: left out" in capsys.readouterr().out
+    findings, expected = check.check_energy(parts.frame, parts.system)
+    assert not findings and np.abs(expected - parts.frame[ENERGY]).max() < 1e-3
+
+
 def test_a_supercell_is_no_wrong_moment(whole, tmp_path):
     data = changed(tmp_path, whole, lambda frame: frame)
     (data / "POSCARS").unlink()

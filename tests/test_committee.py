@@ -262,10 +262,11 @@ def test_the_order_of_a_cell(data):
 
 def test_half_width_of_a_difference_of_phases(data, model):
     """The factor that holds nine tenths of the rows left out, times the deviation of the difference."""
-    descriptors = common.descriptors(np.full((2, 5), 0.2), data.system.elements)
+    fractions = np.array([[0.2, 0.2, 0.2, 0.2, 0.2], [0.4, 0.3, 0.3, 0, 0]])  # of many elements, and of few
+    descriptors = common.descriptors(fractions, data.system.elements)
     order = np.zeros((2, model.given.order.shape[1]))
     bcc, fcc = (main_committee.in_phase(descriptors, k) for k in (1, 0))
-    variance = processes.of_difference(model.given, bcc, fcc, order, np.array([1, 1]))
+    variance = processes.of_difference(model.given, bcc, fcc, order, np.array([1, 0]))
     found = main_committee.of_gap(model, descriptors, 1, order)
     np.testing.assert_allclose(found, model.factors[1] * variance**0.5)
     assert np.isnan(main_committee.of_gap(model, descriptors, 2, order)).all()  # no cell here is hcp

@@ -76,6 +76,9 @@ def test_as_many_as_asked_of_other_systems(name):
     fractions, kind = generate.sample_compositions(OTHERS[name], "4+5")
     chosen = generate.select(SimpleNamespace(fractions=fractions, kind=kind), 75, "4+5")
     assert len(chosen) == len(set(chosen)) == 75
+    sizes = (fractions[chosen] > 0).sum(1)
+    if 5 in (fractions > 0).sum(1):  # ceil(55/152 75) quinaries
+        assert (sizes == 5).sum() == 28
     if name != "copies alone":  # half and half of each number of elements
         assert abs((kind[chosen] == 1).sum() - (kind[chosen] == 2).sum()) <= 2
 

@@ -82,6 +82,13 @@ def test_networks_that_learn_nothing_are_named(small_data, tmp_path, rate, n_stu
     )
 
 
+def test_of_many_networks_some_are_printed(small_data, tmp_path):
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY, "--seeds", "0-18"]
+    printed = run("main.py", *flags).out
+    assert printed.count("Test: ") == 16 and "\nand 3 more, in the file of metrics\n" in printed
+    assert len(pd.read_csv(next(tmp_path.glob("*_metrics.csv")))) == 19
+
+
 @pytest.mark.parametrize("alloys", ["4+5", "Total"])
 def test_parity_plots(small_data, tmp_path, pictures, alloys):
     """Method, data, unit and what was asked, in words; intervals of the method that states them."""
