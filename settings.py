@@ -313,7 +313,10 @@ def end_with(parent):
     os._exit(1)
 
 
-if multiprocessing.current_process().name.startswith("LokyProcess"):  # joblib's wait for ever
+if multiprocessing.current_process().name.startswith("LokyProcess"):  # joblib's
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which ends them
+    # They would wait for ever for one that was killed.
     threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
 
 

@@ -23,6 +23,9 @@ import report
 import settings
 import structure_stat
 
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="a process's children are found by /proc"
+)
 SCRIPTS = ["structure_stat.py", "generate.py", "main.py", "main_transfer.py"]
 SYSTEM = common.System(("Fe", "Ni", "Co", "Cr", "Mn"), ())
 ENERGY, MOMENT = "Eform (eV/atom)", "Ms (mub/atom)"
@@ -452,18 +455,31 @@ def test_workers_end_with_the_main_process(data, number, status):
     assert ended(data, COUNT, lambda process: process.send_signal(number))[0] == status
 
 
-def kill_a_worker(process):
-    """The last process that a process has started, by /proc; joblib's own come first."""
+def signal_to_a_worker(process, number):
+    """To the last process that a process has started, by /proc; joblib's own come first."""
     children = [
         int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat")
         if path.read_text().rsplit(")", 1)[1].split()[1] == str(process.pid)
     ]  # fmt: skip
-    os.kill(max(children), signal.SIGKILL)
+    os.kill(max(children), number)
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a process's children are found by /proc")
+@needs_proc
+def test_ctrl_c_is_not_a_workers(data):
+    """At any of its work, joblib's own too; the main process gets Ctrl-C and ends it."""
+
+    def how(process):
+        signal_to_a_worker(process, signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+
+    status, error = ended(data, COUNT, how)
+    assert status == 143 and "Traceback" not in error and "interrupted" not in error
+
+
+@needs_proc
 def test_a_killed_worker(data):
-    status, error = ended(data, COUNT, kill_a_worker)
+    status, error = ended(data, COUNT, lambda process: signal_to_a_worker(process, signal.SIGKILL))
     assert status == 2 and "Traceback" not in error and "a worker process was killed" in error
 
 
