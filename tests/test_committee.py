@@ -265,6 +265,9 @@ def test_half_width_of_a_difference_of_phases(data, model):
     fractions = np.array([[0.2, 0.2, 0.2, 0.2, 0.2], [0.4, 0.3, 0.3, 0, 0]])  # of many elements, and of few
     descriptors = common.descriptors(fractions, data.system.elements)
     order = np.zeros((2, model.given.order.shape[1]))
+    theta = model.given.theta.clone()  # groups of unlike noise; these labels have none
+    theta[-3:-1] = torch.tensor([0.3, 0.01]).log()
+    model = model._replace(given=model.given._replace(theta=theta))
     bcc, fcc = (main_committee.in_phase(descriptors, k) for k in (1, 0))
     variance = processes.of_difference(model.given, bcc, fcc, order, np.array([1, 0]))
     found = main_committee.of_gap(model, descriptors, 1, order)
