@@ -76,16 +76,15 @@ def test_what_a_kept_piece_follows_from():
 
 
 def test_peers_get_what_they_need(small_data):
-    """Each peer, on two splits: better than the mean of the training set, from the rows it is given."""
+    """Each peer: better than the mean of the training set, from the rows it is given."""
     data = common.load_data(small_data, small_data, "Ms", cells="lattice")
+    split = common.split_rows(data.table, "4+5", 100, 1)
     for method, predict in compare_methods.PEERS.items():
-        for number in (0, 1):
-            split = common.split_rows(data.table, "4+5", 100, number)
-            found = predict(data, split.train, split.test, number, "training set")
-            if method == "ard":  # has more columns than rows here, and no ridge to hold it: only runs
-                continue
-            true, plain = data.targets[split.test], data.targets[split.train].mean()
-            assert ((found - true) ** 2).mean() < 0.7 * ((plain - true) ** 2).mean(), method
+        found = predict(data, split.train, split.test, split.number, "training set")
+        if method == "ard":  # has more columns than rows here, and no ridge to hold it: only runs
+            continue
+        true, plain = data.targets[split.test], data.targets[split.train].mean()
+        assert ((found - true) ** 2).mean() < 0.7 * ((plain - true) ** 2).mean(), method
 
 
 def test_gaussian_process_of_many_rows(small_data, monkeypatch):
