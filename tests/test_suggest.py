@@ -39,7 +39,7 @@ def test_expected_improvement_by_drawing(goal):
     """The first pick's gain as drawn; a likelihood of zero rules an alloy out; none is picked twice."""
     covariance, noise = made_up()
     generator, mean = np.random.default_rng(1), np.linspace(-1, 1, 12)
-    deviation = np.sqrt(covariance.diagonal() + 0.2)
+    deviation = np.sqrt(covariance.diagonal() + 2)  # noise and phase count more than what is to be learned
     arguments = [mean, deviation, covariance, noise, np.ones(12), 0.5]
     picks, gains = suggest.most_promising(*arguments, goal, 12)
     drawn = mean + deviation * generator.normal(size=(200_000, 12))
