@@ -464,21 +464,15 @@ def signal_to_a_worker(process, number):
 
 
 @needs_proc
-def test_ctrl_c_is_not_a_workers(data):
-    """At any of its work, joblib's own too; it ends with the main process, here by a signal of its own."""
+def test_ctrl_c_is_not_a_workers_and_a_killed_one_is_told(data):
+    """At any of its work, joblib's own too, a worker leaves Ctrl-C to the main process."""
 
     def how(process):
         signal_to_a_worker(process, signal.SIGINT)
         time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
+        signal_to_a_worker(process, signal.SIGKILL)
 
     status, error = ended(data, COUNT, how)
-    assert status == 143 and "Traceback" not in error and "interrupted" not in error
-
-
-@needs_proc
-def test_a_killed_worker(data):
-    status, error = ended(data, COUNT, lambda process: signal_to_a_worker(process, signal.SIGKILL))
     assert status == 2 and "Traceback" not in error and "a worker process was killed" in error
 
 
