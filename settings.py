@@ -313,10 +313,9 @@ def end_with(parent):
     os._exit(1)
 
 
-if multiprocessing.current_process().name.startswith("LokyProcess"):  # joblib's
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which ends them
-    # They would wait for ever for one that was killed.
+if multiprocessing.current_process().name.startswith("LokyProcess"):  # a worker of joblib's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers,
+    # or was killed, and they would wait for it for ever.
     threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
 
 

@@ -450,7 +450,7 @@ def test_interrupted(data, command):
     assert status == 130 and "Traceback" not in error
 
 
-def test_workers_end_with_the_main_process(data):
+def test_workers_end_with_a_killed_main_process(data):
     assert ended(data, COUNT, lambda process: process.kill())[0] == -signal.SIGKILL
 
 
@@ -464,15 +464,21 @@ def signal_to_a_worker(process, number):
 
 
 @needs_proc
-def test_ctrl_c_is_not_a_workers_and_a_killed_one_is_told(data):
-    """At any of its work, joblib's own too, a worker leaves Ctrl-C to the main process."""
+def test_ctrl_c_is_not_a_workers(data):
+    """At any of its work, joblib's own too, it goes on; it ends with the main process, here by SIGTERM."""
 
     def how(process):
         signal_to_a_worker(process, signal.SIGINT)
         time.sleep(0.5)
-        signal_to_a_worker(process, signal.SIGKILL)
+        process.send_signal(signal.SIGTERM)
 
     status, error = ended(data, COUNT, how)
+    assert status == 143 and "Traceback" not in error and "killed" not in error
+
+
+@needs_proc
+def test_a_killed_worker(data):
+    status, error = ended(data, COUNT, lambda process: signal_to_a_worker(process, signal.SIGKILL))
     assert status == 2 and "Traceback" not in error and "a worker process was killed" in error
 
 

@@ -159,6 +159,15 @@ def test_what_the_networks_are_taught(data, split, monkeypatch, source):
     assert calls == ([(0.01, 3), (0.002, 5)] if source else [(0.01, 5)])
 
 
+def test_no_two_networks_begin_alike(data, split, monkeypatch):
+    """Of three seeds of three: each has a seed of its own, or the seeds would share some."""
+    numbers, plain = [], common.side_by_side
+    monkeypatch.setattr(common, "side_by_side", lambda seeds, new: numbers.extend(seeds) or plain(seeds, new))
+    monkeypatch.setattr(common, "train", lambda *given: None)
+    main_committee.fit_split(data, split.train, [0, 1, 2], "4+5", 3, *LOOPS)
+    assert len(numbers) == len(set(numbers)) == 9
+
+
 def test_a_factor_holds_what_it_says():
     """Of 1 to 100, with a place for the next error; never less than the normal distribution's."""
     errors = np.arange(1, 101)

@@ -60,14 +60,13 @@ def test_each_split_has_its_own_intervals(tmp_path, monkeypatch):
     other_alloys.write_quaternaries(OTHER, tmp_path)
     data = common.load_data(tmp_path, tmp_path, "Ef", excluded_pairs=None)
     true, bcc = data.targets, (data.table.phase == "bcc").to_numpy(float)
-    error = np.array([np.zeros(len(true)), np.ones(len(true))])
-    columns = {"mean_given_phase": true + error, "p_fcc": [1 - bcc] * 2, "p_bcc": [bcc] * 2}
-    columns |= {
-        "p_hcp": 0 * error,
-        "half_width_90": 0 * error + 0.5,
-        "half_width_90_given_phase": 0 * error + 0.5,
+    error = np.array([0.0, 1.0])[:, None] * np.ones(len(true))
+    columns = {
+        f"p_{phase}": np.array([chance] * 2)
+        for phase, chance in {"fcc": 1 - bcc, "bcc": bcc, "hcp": 0 * bcc}.items()
     }
-    columns = {name: np.array(values) for name, values in columns.items()}
+    columns |= dict.fromkeys(["half_width_90", "half_width_90_given_phase"], 0.5 + 0 * error)
+    columns["mean_given_phase"] = true + error
     outcome = SimpleNamespace(columns=columns, predicted=(true + error)[:, None])
 
     def answers(piece, data, data_dir, splits, seeds):

@@ -71,15 +71,11 @@ def test_training(small_data, tmp_path, method):
     assert (tmp_path / f"{name.name}_parity.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize(("rate", "n_stuck"), [("1e-9", 2), ("0.01", 0)])
-def test_networks_that_learn_nothing_are_named(small_data, tmp_path, rate, n_stuck):
+@pytest.mark.parametrize(("rate", "stuck"), [("1e-9", ["2"]), ("0.01", [])])
+def test_networks_that_learn_nothing_are_counted(small_data, tmp_path, rate, stuck):
     flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY, "--seeds", "0-1"]
     printed = run("main.py", *flags, "--learning-rate", rate).out
-    assert (
-        (f"{n_stuck} of 2 networks learned nothing" in printed)
-        == ("learned nothing" in printed)
-        == bool(n_stuck)
-    )
+    assert re.findall(r"(\d+) of 2 networks learned nothing", printed) == stuck
 
 
 def test_of_many_networks_some_are_printed(small_data, tmp_path):
@@ -107,10 +103,10 @@ def test_parity_plots(small_data, tmp_path, pictures, alloys):
     assert "90 % interval" in bars and "Committee, phase as named" in bars and "90 %" not in plain
 
 
-@pytest.mark.parametrize(("more", "words"), [([], "as given"), (["--cells", "lattice"], "on the lattice")])
-def test_what_an_expansion_is_validated_on(small_data, tmp_path, more, words):
-    printed = run("generate.py", "--data-dir", small_data, "--results-dir", tmp_path, *more).out
-    assert printed.count(f" eV/atom (on cells {words}" if not more else f" eV/atom ({words})") == 2
+@pytest.mark.parametrize(("cells", "words"), [("given", "on cells as given"), ("lattice", "on the lattice")])
+def test_what_an_expansion_is_validated_on(small_data, tmp_path, cells, words):
+    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--cells", cells]
+    assert run("generate.py", *flags).out.count(f" eV/atom ({words}") == 2
 
 
 def test_pictures_of_interactions(small_data, tmp_path, pictures):

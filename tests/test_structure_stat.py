@@ -201,7 +201,7 @@ def test_on_the_lattice_a_displaced_cell_counts_as_the_ideal_one(tmp_path):
 
 
 def test_pictures_of_phases_hold_each_cell(monkeypatch):
-    """In the panel of its name, with the colour of what it has become, between its valences."""
+    """In the panel of its name, in the series of what it has become, in the bin of its valence."""
     table = pd.DataFrame(
         {"phase": ["fcc", "fcc", "bcc", "bcc", "bcc"], "became": ["fcc", "fcc", "hcp", "bcc", "bcc"]}
     )
