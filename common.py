@@ -1,4 +1,4 @@
-"""What the scripts share: data and splits, the network and its training.
+"""What the scripts share: alloys, data and splits, the network and its training.
 
 Nothing to run here. From top to bottom: what can be predicted; alloys and their descriptors; the
 database and the occupation tables; splits; the network; training; the choice of the epoch.
@@ -6,16 +6,18 @@ database and the occupation tables; splits; the network; training; the choice of
 
 import copy
 import hashlib
-import os
 import re
 import warnings
+from functools import cache
 from itertools import combinations, combinations_with_replacement
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.linalg  # noqa: F401 (its BLAS is another than numpy's, and is held to one thread only if loaded)
 import torch
+from pymatgen.core import Element
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.functional import mse_loss, pad
 from torch.optim.adam import adam
@@ -23,9 +25,11 @@ from tqdm import tqdm
 
 from settings import InputError, listed
 
-# Networks and matrices are so small here that threads would wait for one another, on a busy machine
-# for ten times as long as the work takes. Many splits go side by side in processes instead.
-torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+# Sums are rounded otherwise on another number of threads, whatever OMP_NUM_THREADS says; and matrices so
+# small gain nothing from more than one. Many splits go side by side in processes instead.
+torch.set_num_threads(1)
+threadpool_limits(1)
+say_once = cache(print)  # a line that holds for many networks or alloys is printed for the first of them
 
 
 class Target(NamedTuple):
@@ -43,26 +47,18 @@ TARGETS = {
     "Ef": Target("Eform (eV/atom)", "eV/atom", "formation energy", 0.005, 1e-4, 1e-3),
     "Ms": Target("Ms (mub/atom)", "μB/atom", "magnetisation", 0.001, 1e-2, 1e-1),
 }
-METHODS = {
-    "scratch": "Scratch", "scratch_prime": "Scratch′", "da": "DA", "tl": "TL", "committee": "Committee",
-}  # fmt: skip
 PHASES = ("fcc", "bcc")  # lattices that alloys are named after; also the order of their one-hot columns
 # What a network is told of the phase: the lattice in the name, as published, or what the cell became.
 INPUT_PHASES = {"named": PHASES, "found": (*PHASES, "hcp")}
 LARGEST = 1e6  # of the targets; far beyond any alloy, and far from where sums of squares overflow
+FAR, LARGEST_ENERGY = 10, 5  # robust deviations, eV/atom of formation: labels beyond are said
 GAS_CONSTANT = 8.3145  # J/(mol K)
-STUDY_SHA256 = "94704eb693bba516de0cf7eb8a2c9d0423b2fb0f7a639000ee112d4e223f1081"  # its Database.csv
 
 # Pauling electronegativity, metallic radius (angstrom), valence electrons: the paper's table.
 ELEMENT_TABLE = {
-    "Fe": (1.83, 1.277, 8),
-    "Ni": (1.91, 1.246, 10),
-    "Co": (1.88, 1.250, 9),
-    "Cr": (1.66, 1.285, 6),
-    "Mn": (1.55, 1.292, 7),
-    "Pd": (2.20, 1.376, 10),
-}
-
+    "Fe": (1.83, 1.277, 8), "Ni": (1.91, 1.246, 10), "Co": (1.88, 1.250, 9),
+    "Cr": (1.66, 1.285, 6), "Mn": (1.55, 1.292, 7), "Pd": (2.20, 1.376, 10),
+}  # fmt: skip
 # Blocks of the occupation tables: name in CLUSTERS -> (prefix of the columns, atoms in the cluster).
 BLOCKS = {
     "points": ("", 1),
@@ -71,9 +67,54 @@ BLOCKS = {
     "quadruplets": ("quadruplet ", 4),
     "second_pairs": ("second pair ", 2),
 }
+SOURCES = {  # SHA-256 of a Database.csv -> whose labels these are
+    "94704eb693bba516de0cf7eb8a2c9d0423b2fb0f7a639000ee112d4e223f1081": "the study's, DFT",
+    "86cfd5addc26cdb8ed061555b8a8472fc8dcd8f41bdc8458663eedd2256bb494": "CHGNet, not DFT",
+}
 
 
 # ==== alloys and their descriptors ================================================================
+
+
+def composition(formula):
+    """Mole fractions of a formula, {element: fraction}, in its order.
+
+    A formula is element symbols, each once, with amounts, and nothing else; blanks do not count. What stands
+    in parentheses has to sum to one, as in (Fe0.5Ni0.5)50Cr50. Raises ValueError that says what is wrong.
+    """
+    number = r"(\d+\.?\d*|\.\d+)?"
+
+    def amounts(text):
+        pairs = re.findall(rf"([A-Z][a-z]?){number}", text)
+        found = {element: float(amount or 1) for element, amount in pairs}
+        known = all(e in ELEMENT_TABLE or (Element.is_valid_symbol(e) and e not in "DT") for e in found)
+        whole = "".join(map("".join, pairs)) == text and not re.search(r"[A-Za-z]0\d", text)  # S001 is a name
+        if not (known and whole and len(found) == len(pairs) and 0 < sum(found.values()) < np.inf):
+            raise ValueError(f"'{formula}' is no formula (each element once, as Al0.25CoCrFeNi)")
+        return found
+
+    def opened(match):
+        inside = amounts(match[1])
+        if abs(sum(inside.values()) - 1) > 1e-3:
+            advice = "write each element with its own amount, as Fe25Ni25Cr50"
+            raise ValueError(f"'{formula}': what is in parentheses does not sum to one; {advice}")
+        return "".join(f"{element}{x * float(match[2] or 1):.12f}" for element, x in inside.items())
+
+    found = amounts(re.sub(rf"\(([^()]*)\){number}", opened, "".join(formula.split())))
+    return {element: amount / sum(found.values()) for element, amount in found.items() if amount}
+
+
+def is_formula(text):
+    try:
+        return bool(composition(text))
+    except ValueError:
+        return False
+
+
+def mole_fractions(formulas, elements):
+    """Formulas -> mole fractions, (n_formulas, n_elements)."""
+    found = [composition(formula) for formula in formulas]
+    return np.array([[one.get(e, 0) for e in elements] for one in found], float).reshape(-1, len(elements))
 
 
 class System(NamedTuple):
@@ -85,9 +126,7 @@ class System(NamedTuple):
 
 def alloy_system(formulas, elements=None, excluded_pairs=None):
     """System of some alloys; what is None follows from the formulas."""
-    from pymatgen.core import Composition
-
-    sets = [[str(element) for element in Composition(formula)] for formula in formulas]
+    sets = [composition(formula) for formula in formulas]
     found = dict.fromkeys(element for one in sets for element in one)
     ordered = [e for e in ELEMENT_TABLE if e in found] + [e for e in found if e not in ELEMENT_TABLE]
     elements = tuple(elements or ordered)
@@ -103,12 +142,6 @@ def allowed(system, elements):
     return elements <= set(system.elements) and not any(pair <= elements for pair in system.excluded)
 
 
-def alloys_of(system):
-    """Which alloys a system has, in words."""
-    pairs = "".join(f", no {' with '.join(sorted(pair))}" for pair in system.excluded)
-    return f"alloys of {', '.join(system.elements)}{pairs}"
-
-
 def cluster_columns(system, *blocks):
     """Names of the blocks' columns, such as 'triplet Fe-Fe-Ni': multisets of elements in order."""
     columns = []
@@ -118,60 +151,28 @@ def cluster_columns(system, *blocks):
     return columns
 
 
-def radius_of(element):
-    """Pymatgen's radius of an element in angstrom, and which: metallic as in ELEMENT_TABLE, where it has one.
-
-    The atomic one (Slater's) is another scale: of Al 1.25 beside 1.43. nan where there is neither.
-    """
-    from pymatgen.core import Element
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where it has no value
-        kinds = {"metallic": Element(element).metallic_radius, "atomic": Element(element).atomic_radius}
-    return next(((float(radius), kind) for kind, radius in kinds.items() if radius), (np.nan, "no"))
-
-
 def element_properties(elements):
     """Electronegativity (Pauling), radius (angstrom), valence electrons: (n_elements, 3).
 
-    Of elements that ELEMENT_TABLE lacks: pymatgen's. Raises InputError where that has none either.
+    Of elements that ELEMENT_TABLE lacks: pymatgen's, with the metallic radius where there is one (the atomic
+    one, Slater's, is another scale), and said. Raises InputError where that has none either.
     """
-    from pymatgen.core import Element
-
     rows = []
     for element in elements:
-        if element in ELEMENT_TABLE:
-            rows.append(ELEMENT_TABLE[element])
-        else:  # electrons outside the noble-gas core; a filled d shell under a p shell is not counted
+        row = ELEMENT_TABLE.get(element)
+        if row is None:
             known = Element(element)
+            # Electrons outside the noble-gas core; a filled d shell under a p shell is not counted.
             valence = known.group - 10 if known.block == "p" else known.group
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it warns where it has no value
-                rows.append((known.X, radius_of(element)[0], valence))
-            if not np.isfinite(rows[-1]).all():
+                row = float(known.X), float(known.metallic_radius or known.atomic_radius or np.nan), valence
+            if not np.isfinite(row).all():
                 raise InputError(f"no electronegativity or radius is known of {element}")
+            say_once(f"{element}: not in ELEMENT_TABLE, so pymatgen's electronegativity {row[0]:g}, radius "
+                     f"{row[1]:g} angstrom, {valence} valence electrons")  # fmt: skip
+        rows.append(row)
     return np.array(rows, float)
-
-
-def is_formula(text):
-    """Whether the text is a chemical formula of real elements."""
-    from pymatgen.core import Composition, Element
-
-    try:
-        composition = Composition(text)
-    except Exception:  # noqa: BLE001 (pymatgen raises whatever its parsing meets)
-        return False
-    real = all(type(element) is Element for element in composition)  # not its dummy species
-    real = real and not re.search(r"[A-Za-z]0\d", text)  # S001 is the name of something
-    return real and 0 < sum(composition.values()) < np.inf
-
-
-def mole_fractions(formulas, elements):
-    """Formulas -> mole fractions, (n_formulas, n_elements)."""
-    from pymatgen.core import Composition
-
-    amounts = np.array([[Composition(formula)[e] for e in elements] for formula in formulas], float)
-    return amounts / amounts.sum(1, keepdims=True)
 
 
 def descriptors(fractions, elements):
@@ -196,12 +197,12 @@ def one_hot(names, phases):
     return np.array([[name == phase for phase in phases] for name in names], float)
 
 
-def network_inputs(fractions, shares, elements):
+def network_inputs(fractions, phase_fractions, elements):
     """Descriptors and the columns of the phase: 12 columns for the paper's elements and named phases.
 
-    shares: of INPUT_PHASES, (n, n_phases), `one_hot` of names or what cells have of each.
+    phase_fractions: of INPUT_PHASES, (n, n_phases), `one_hot` of names or what cells have of each.
     """
-    return np.hstack([descriptors(fractions, elements), shares])
+    return np.hstack([descriptors(fractions, elements), phase_fractions])
 
 
 # ==== the database and the occupation tables ======================================================
@@ -212,137 +213,163 @@ def phases_of(table):
     return [phase for phase in PHASES if (table.phase == phase).any()]
 
 
-def read_table(path, columns):
-    """A CSV file with at least these columns; InputError says what is wrong with it.
+def read_table(path, columns=(), dtype=None):
+    """A CSV file with at least these columns; its index is that of the lines below the header.
 
-    Its index is that of the lines below the header; empty lines are left out.
+    Commas or, as Excel writes where decimals have commas, semicolons. Blanks around heads are cut, empty
+    lines left out, names of structures kept as they are (0001 is no number). InputError says what is wrong.
     """
-    names = dict.fromkeys(("structures", "structure"), str)  # 0001 is no number
+    names = {"structures": str, "structure": str, "formula": str} if dtype is None else dtype
     try:
-        frame = pd.read_csv(path, dtype=names, skip_blank_lines=False)
-    except OSError as error:
-        raise InputError(f"{path}: expected a CSV file ({error.strerror or error})") from None
-    except ValueError as error:  # pandas' parser errors and wrong encodings are ValueErrors
-        raise InputError(f"{path}: not a readable CSV file ({error})") from None
-    if any(";" in str(column) for column in frame):
-        raise InputError(f"{path}: expected commas between the fields, found semicolons")
+        with path.open(encoding="utf-8-sig") as file:
+            style = {"sep": ";", "decimal": ","} if ";" in file.readline() else {}
+        style |= {"encoding": "utf-8-sig", "skip_blank_lines": False, "keep_default_na": dtype is None}
+        frame = pd.read_csv(path, dtype=names, **style)
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: expected UTF-8; in Excel save it as 'CSV UTF-8'") from None
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{path}: no CSV file ({getattr(error, 'strerror', None) or error})") from None
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first field for a name, then
         raise InputError(f"{path}: expected rows with as many fields as the header, found more")
-    frame = frame.dropna(how="all")
-    missing = [column for column in columns if column not in frame]
+    frame = frame.rename(columns=lambda head: str(head).strip())
+    if twice := [*frame.columns[frame.columns.duplicated()]]:
+        raise InputError(f"{path}: expected each head once; twice there is {listed(twice)}")
+    frame = frame[(frame.notna() & (frame != "")).any(axis=1)]
+    missing = [repr(column) for column in columns if column not in frame]
     if missing:
-        raise InputError(f"{path}: expected a column {listed([repr(c) for c in missing])}")
+        raise InputError(f"{path}: expected a column {listed(missing)}; there are {listed([*frame], 20)}")
     return frame
 
 
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def text_digest(path):
+    """SHA-256 of a text file, whichever line ends it has."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
-def data_set(data_dir):
-    """Whose data a Database.csv holds, by its SHA-256."""
-    digest = sha256(data_dir / "Database.csv")
-    if digest == STUDY_SHA256:
-        return "the study's (DFT)"
-    own = Path(__file__).parent / "HEA_data" / "SHA256SUMS"
-    if own.is_file() and f"{digest}  Database.csv" in own.read_text("utf-8"):
-        return "this project's (labels by CHGNet, a universal potential, not DFT)"
-    return "another set than the study's and this project's"
+def data_name(data_dir):
+    """The data in titles and tables: its folder, and whose labels these are where its checksum is known."""
+    whose = SOURCES.get(text_digest(data_dir / "Database.csv"))
+    return data_dir.resolve().name + (f" ({whose})" if whose else "")
 
 
 def targets_in(data_dir):
     """Names of the targets that a Database.csv has a column of. Raises InputError if it has none."""
-    path = data_dir / "Database.csv"
-    columns = set(read_table(path, [])) if data_dir.is_dir() else set()
-    found = [name for name, target in TARGETS.items() if target.column in columns]
-    if data_dir.is_dir() and not found:
-        expected = " or ".join(repr(target.column) for target in TARGETS.values())
-        raise InputError(f"{path}: expected a column {expected}")
+    path, names = data_dir / "Database.csv", {target.column: name for name, target in TARGETS.items()}
+    if not data_dir.is_dir():
+        raise InputError(f"{data_dir}: expected a folder with Database.csv and POSCARS/")
+    columns = read_table(path)
+    found = [name for column, name in names.items() if column in columns]
+    if not found:
+        raise InputError(f"{path}: expected {' or '.join(names)}; the columns are {listed([*columns], 20)}")
     return found
 
 
-def read_database(data_dir, targets, elements=None, excluded_pairs=None):
-    """Database.csv: (frame with structure, phase, formula and the targets' columns; System).
-
-    targets: names in TARGETS. elements, excluded_pairs: as in `alloy_system`. All fcc rows come before
-    all bcc rows. Rows of phases other than fcc and bcc are left out, and a printed line says how many.
-    A formula is that of a column `formula`, else what the structure's name begins with, else its POSCAR's.
-    Raises InputError, with all faults of one kind together: no folder or file, a column missing,
-    no phase, a target that is no number, a structure listed twice, no formula of the system's elements, a
-    name that ends with another phase.
-    """
-    from pymatgen.core import Composition
-
-    path, columns = data_dir / "Database.csv", [TARGETS[target].column for target in targets]
-    if not data_dir.is_dir():
-        raise InputError(f"{data_dir}: expected a folder with Database.csv and POSCARS/")
-    frame = read_table(path, ["structures", "phase", *columns])
-    frame = frame[[c for c in ("structures", "phase", *columns, "formula") if c in frame]]
-    frame = frame.rename(columns={"structures": "structure"})
-    if frame.empty:
-        raise InputError(f"{path}: expected at least one row, found none")
-    lines = pd.Series(frame.index + 2, frame.index)  # of the file, for messages; line 1 is the header
-
-    def complain(bad, expected):
-        if bad.any():
-            rows = [
-                f"{name} (line {line})" for name, line in zip(frame.structure[bad], lines[frame.index][bad])
-            ]
-            raise InputError(f"{path}: expected {expected}; found otherwise in {listed(rows)}")
-
-    frame["structure"] = frame.structure.astype(str)
-    complain(frame.phase.isna(), "a phase in column 'phase'")
-    frame["phase"] = frame.phase.astype(str)
-    other = frame.phase[~frame.phase.isin(PHASES)].value_counts()
-    if len(other):
-        found = listed([f"{number} of phase {phase!r}" for phase, number in other.items()])
-        if other.sum() == len(frame):
-            raise InputError(f"{path}: expected structures of phase {' or '.join(PHASES)}; found {found}")
-        print(f"left out of {path}, neither {' nor '.join(PHASES)}: {found}", flush=True)
-        frame = frame[frame.phase.isin(PHASES)].copy()
-    for column in columns:
-        values = pd.to_numeric(frame[column], errors="coerce").astype(float)
-        complain(~(values.abs() < LARGEST), f"a number below {LARGEST:g} in column '{column}'")
-        frame[column] = values
-    plain = frame.structure.str.fullmatch(r"[A-Za-z0-9_.+() -]{1,200}")
-    complain(~plain, "the plain name of a file in column 'structures'")
-    complain(frame.structure.duplicated(keep=False), "each structure once in column 'structures'")
-    if "formula" not in frame:
-        frame["formula"] = [formula_of(name, data_dir / "POSCARS") for name in frame.structure]
-    expected = "a name that begins with a formula, or one in a column 'formula' or in the POSCAR"
-    complain(~frame.formula.map(is_formula).astype(bool), expected)
-    named = frame.structure.map(phase_in_name)
-    complain(named.notna() & (named != frame.phase), "a name that ends with its phase")
-    system = alloy_system(frame.formula, elements, excluded_pairs)
-    covered = frame.formula.map(lambda formula: allowed(system, map(str, Composition(formula))))
-    complain(~covered.astype(bool), alloys_of(system))
-    return pd.concat([frame[frame.phase == phase] for phase in PHASES], ignore_index=True), system
+def lattice_column(frame):
+    """Head of the column that says the lattice: phase, lattice or structure, where cells name lattices."""
+    for head in frame:
+        words = frame[head].astype(str).str.strip().str.lower()
+        if head.lower() in ("phase", "lattice", "structure") and words.isin(INPUT_PHASES["found"]).any():
+            return head
+    return None
 
 
-def poscar_path(folder, name):
-    """The POSCAR of a structure, which may have the ending .vasp."""
-    plain, ending = folder / name, folder / f"{name}.vasp"
-    return ending if ending.is_file() and not plain.is_file() else plain
-
-
-def phase_in_name(name):
-    """fcc, bcc or hcp, in capitals too, which a structure's or a POSCAR's name ends with; else None."""
+def lattice_in_name(name):
+    """fcc, bcc or hcp, in any case, which a structure's or a POSCAR's name ends with; else None."""
     found = re.search(r"(fcc|bcc|hcp)(\.vasp|\.poscar)?$", name.strip().lower())
     return found and found[1]
 
 
-def formula_of(name, folder):
-    """What a structure's name begins with; where that is an id, the formula of its POSCAR."""
-    formula, path = name.split("_")[0], poscar_path(folder, name)
-    if is_formula(formula) or not path.is_file():
-        return formula
-    from cells import read_poscar
+def poscar_path(folder, name):
+    """The POSCAR of a structure: name, name.vasp, or CONTCAR or POSCAR in a folder of that name."""
+    places = (name, f"{name}.vasp", f"{name}/CONTCAR", f"{name}/POSCAR")
+    return next((folder / place for place in places if (folder / place).is_file()), folder / name)
 
-    return read_poscar(path).composition.formula.replace(" ", "")
+
+def formula_of(name, given, folder):
+    """The formula of a structure: the one given, else what its name begins with, else its POSCAR's.
+
+    given: of the column formula; blank or nan: none. Raises InputError where name and POSCAR disagree.
+    """
+    if isinstance(given, str) and given.strip():
+        return given
+    formula, path = name.split("_")[0], poscar_path(folder, name)
+    from lattice import read_poscar
+
+    named = composition(formula) if is_formula(formula) else None
+    try:
+        held = read_poscar(path).composition.get_el_amt_dict() if path.is_file() else {}
+    except InputError:
+        held = {}
+        if named is None:
+            raise
+    found = "".join(f"{element}{n:g}" for element, n in held.items())
+    if held and named and any(abs(named.get(e, 0) - n / sum(held.values())) > 1e-3 for e, n in held.items()):
+        raise InputError(
+            f"{name}: the name says {formula}, the POSCAR {found}; settle it by a column formula"
+        )
+    return formula if named or not held else found
+
+
+def read_database(data_dir, targets, elements=None, excluded_pairs=None):
+    """Database.csv: (frame of structure, phase, formula and the targets' columns, which may be nan; System).
+
+    targets: names in TARGETS. elements, excluded_pairs: as in `alloy_system`. All fcc rows come before
+    all bcc rows. Rows of other phases are left out, and a printed line says how many. The formula: see
+    `formula_of`. Raises InputError, with all faults of one kind together: no folder or file, a column
+    missing, a target that is no number, a structure listed twice, no formula of the system's elements, a
+    name that ends with another phase.
+    """
+    path, columns = data_dir / "Database.csv", [TARGETS[target].column for target in targets]
+    if not data_dir.is_dir():
+        raise InputError(f"{data_dir}: expected a folder with Database.csv and POSCARS/")
+    frame = read_table(path, ["structures", *columns])
+    if frame.empty:
+        raise InputError(f"{path}: expected at least one row, found none")
+    lines = frame.index + 2  # of the file, for messages; line 1 is the header
+
+    def complain(bad, expected):
+        if any(bad):
+            rows = [f"{name} (line {line})" for name, line, is_bad in zip(names, lines, bad) if is_bad]
+            raise InputError(f"{path}: expected {expected}; found otherwise in {listed(rows)}")
+
+    names, head = frame.structures.fillna("").str.strip(), lattice_column(frame)
+    in_names = names.map(lattice_in_name)
+    phases = in_names if head is None else frame[head].fillna("").astype(str).str.strip().str.lower()
+    known = phases.isin(PHASES)
+    if not known.all():
+        counts = phases[~known].fillna("").value_counts().items()
+        other = listed([f"{number} of phase {phase!r}" for phase, number in counts])
+        if not known.any():
+            raise InputError(f"{path}: expected structures of phase {' or '.join(PHASES)}; found {other}")
+        print(f"left out of {path}, neither {' nor '.join(PHASES)}: {other}", flush=True)
+    frame, names, lines, phases = frame[known], names[known], lines[known], phases[known]
+    values = {c: pd.to_numeric(frame[c], errors="coerce").astype(float) for c in columns}
+    for c, numbers in values.items():
+        complain(frame[c].notna() & ~(numbers.abs() < LARGEST), f"a number below {LARGEST:g} in '{c}'")
+    complain(~names.str.fullmatch(r"[A-Za-z0-9_.+() -]{1,200}"), "the plain name of a file in 'structures'")
+    complain(names.duplicated(keep=False), "each structure once in 'structures'")
+    complain(in_names[known].notna() & (in_names[known] != phases), "a name that ends with its phase")
+    given = frame["formula"] if "formula" in frame else pd.Series("", frame.index)
+    formulas, faults = [], []
+    for row in zip(names, given):
+        try:
+            formulas.append(formula_of(*row, data_dir / "POSCARS"))
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError(f"{path}: {listed(faults)}")
+    expected = "a formula, each element once with its own amount, such as Al0.25CoCrFeNi"
+    complain([not is_formula(one) for one in formulas], f"{expected}, in a column, the name or the POSCAR")
+    system = alloy_system(formulas, elements, excluded_pairs)
+    alloys = ", no ".join([", ".join(system.elements), *(" with ".join(sorted(p)) for p in system.excluded)])
+    alloys += " (else set EXCLUDED_PAIRS = None)" if system.excluded else ""
+    complain([not allowed(system, composition(one)) for one in formulas], f"alloys of {alloys}")
+    table = pd.DataFrame({"structure": names, "phase": phases, **values, "formula": formulas})
+    return pd.concat([table[table.phase == phase] for phase in PHASES], ignore_index=True), system
 
 
 class Data(NamedTuple):
-    """All alloys of a run; rows are the same in all parts."""
+    """All alloys of a run that have a label; rows are the same in all parts."""
 
     target: str  # its name in TARGETS
     table: pd.DataFrame  # structure, phase in the name, formula, n_components, the target
@@ -350,11 +377,11 @@ class Data(NamedTuple):
     phases: tuple  # whose columns are the last of the inputs, one of INPUT_PHASES
     inputs: np.ndarray  # (n, n_elements + 4 + n_phases), what a network sees
     targets: np.ndarray  # (n,), in the target's unit
-    cells: str  # what the clusters are counted on: given or lattice; None: there are no POSCARs
+    cells: str  # what the clusters are counted on: given or lattice; None: there are no clusters
     clusters: pd.DataFrame  # (n, n_columns), occupation probabilities, columns of all BLOCKS; or None
-    shares: np.ndarray  # (n, 3) of atoms with fcc, bcc, hcp surroundings in the cell as given, or of the name
-    source: str  # whose data it is, as `data_set` says
-    sha256: dict  # of Database.csv, the tables and the lists of POSCARs
+    phase_fractions: np.ndarray  # (n, 3) of atoms in fcc, bcc, hcp in the cell as given, or of the name
+    source: str  # the data in titles, as `data_name` says
+    sha256: dict  # of Database.csv, and of the tables and the lists of POSCARs that were read
 
     def sets(self, row_sets):
         """[(inputs, targets)] of each set of rows; None for None."""
@@ -367,7 +394,8 @@ def known_before(data, columns, rule="validation"):
     All that may be read of them before the calculation: composition and named phase are in data.inputs,
     the arrangement of species is here. In a relaxed cell clusters tell what DFT made of it, so they
     have to be counted on the lattice; the paper's rule, `reference`, does not ask for that. Of training
-    rows data.clusters and data.shares may be read as they are. Raises ValueError where cells are as given.
+    rows data.clusters and data.phase_fractions may be read as they are. Raises ValueError where cells are
+    as given.
     """
     if data.cells == "given" and rule != "reference":
         raise ValueError("clusters of relaxed cells are not known before the calculation")
@@ -377,10 +405,7 @@ def known_before(data, columns, rule="validation"):
 def clusters_of(data):
     """data.clusters; raises InputError where there are none."""
     if data.clusters is None:
-        raise InputError(
-            "no POSCARS/, whose clusters CE, TL and DA need: expected a method that does without, "
-            "Scratch, Scratch' (main.py) or the committee"
-        )
+        raise InputError("no folder POSCARS, whose clusters CE, TL and DA need; Scratch (main.py) needs none")
     return data.clusters
 
 
@@ -389,89 +414,77 @@ def table_name(phase, cells):
     return f"{phase}_train{'_lattice' if cells == 'lattice' else ''}.csv"
 
 
-def load_data(
-    data_dir, table_dir, target, elements=None, excluded_pairs=None, cells="given", phase_input="named"
-):
-    """Data of a run from the occupation tables, fcc rows before bcc rows.
+def poscar_list(folder, names):
+    """The list of POSCARs beside a table, as sha256sum writes it."""
+    paths = [poscar_path(folder, name) for name in names]
+    return "".join(f"{text_digest(path)}  {path.relative_to(folder)}\n" for path in paths if path.is_file())
 
-    target: a name in TARGETS. elements, excluded_pairs: as in `alloy_system`. cells: tables of clusters
-    counted on cells as given or on the lattice. phase_input: a name in INPUT_PHASES. Where there is no
-    folder POSCARS, there are no clusters, and the phase found is the one in the name. Raises InputError
-    where a table is missing or does not match Database.csv or the POSCARs, and what `read_database` raises.
+
+def read_tables(cfg, database, system, cells):
+    """The occupation tables of a database: (frame of clusters and phase fractions, checksums).
+
+    Raises InputError where one is missing, or made from another database or other POSCARs than there are.
     """
-    database, system = read_database(data_dir, [target], elements, excluded_pairs)
-    source, sums = data_set(data_dir), {"Database.csv": sha256(data_dir / "Database.csv")}
-    print(f"data: {source}", flush=True)
-    column = TARGETS[target].column
-    columns = cluster_columns(system, *BLOCKS)
-    shares = [f"share {phase}" for phase in INPUT_PHASES["found"]]
-    advice = "run structure_stat.py first, with the same data and table folders"
-    advice += " and --cells lattice" if cells == "lattice" else ""
-    tables = []
-    if not (data_dir / "POSCARS").is_dir():
-        print(f"no folder {data_dir / 'POSCARS'}: no clusters, and the phase of a cell is that in its name")
-        cells, tables = (
-            None,
-            [database.join(pd.DataFrame(one_hot(database.phase, INPUT_PHASES["found"]), columns=shares))],
-        )
-    for phase in phases_of(database) if cells else ():
+    columns = cluster_columns(system, *BLOCKS) + [f"share {phase}" for phase in INPUT_PHASES["found"]]
+    same, advice = ["structure", TARGETS[cfg.TARGET].column], "run structure_stat.py on the same data"
+    tables, sums = [], {}
+    for phase in phases_of(database):
         rows = database[database.phase == phase].reset_index(drop=True)
-        path = table_dir / table_name(phase, cells)
+        path = cfg.TABLE_DIR / table_name(phase, cells)
         if not path.is_file():
             raise InputError(f"{path}: no such table; {advice}")
-        try:
-            table = read_table(path, ["structure", column, *columns, *shares])
-        except InputError as error:
-            raise InputError(f"{error}; {advice}") from None
-        same = ["structure", column]
-        if not table[same].astype(str).equals(rows[same].astype(str)):
-            raise InputError(f"{path}: does not match {data_dir / 'Database.csv'}; {advice}")
-        numeric = table[[*columns, *shares]].apply(pd.to_numeric, errors="coerce").astype(float)
-        if not np.isfinite(numeric.to_numpy()).all():
-            raise InputError(f"{path}: expected numbers in all columns of clusters and shares; {advice}")
-        tables.append(pd.concat([rows, numeric], axis=1))
-        changed = changed_poscars(data_dir / "POSCARS", path.with_suffix(".sha256"))
-        if changed:
-            raise InputError(f"{path}: counted before {listed(changed)} changed; {advice}")
-        sums |= {one.name: sha256(one) for one in (path, path.with_suffix(".sha256"))}
-    table = pd.concat(tables, ignore_index=True)
-    for element in system.elements:
-        if element not in ELEMENT_TABLE:
-            chi, radius, valence = element_properties([element])[0]
-            print(
-                f"{element}: not in ELEMENT_TABLE, so pymatgen's values: electronegativity {chi:g}, "
-                f"{radius_of(element)[1]} radius {radius:g} angstrom, {valence:g} valence electrons"
-            )
+        table, digests = read_table(path), path.with_suffix(".sha256")
+        numbers = table.reindex(columns=columns).apply(pd.to_numeric, errors="coerce").astype(float)
+        of_database = table.reindex(columns=same).astype(str).equals(rows[same].astype(str))
+        listing = digests.read_text("utf-8") if digests.is_file() else ""
+        of_poscars = listing == poscar_list(cfg.DATA_DIR / "POSCARS", rows.structure)
+        if not (of_database and of_poscars and np.isfinite(numbers.to_numpy()).all()):
+            other = "POSCARS" if of_database and not of_poscars else "Database.csv"
+            raise InputError(f"{path}: not of {cfg.DATA_DIR / other} as it is now; {advice}")
+        tables.append(numbers)
+        sums |= {one.name: text_digest(one) for one in (path, digests)}
+    return pd.concat(tables, ignore_index=True), sums
+
+
+def load_data(cfg, cells=None):
+    """Data of a run, fcc rows before bcc rows; those without a label are left out, and said.
+
+    cells: what clusters are counted on, given or lattice; None: no tables are read, unless PHASE_INPUT is
+    found. Without tables, and without a folder POSCARS, the phase of a cell is that of its name. Raises what
+    `read_database` and `read_tables` raise.
+    """
+    database, system = read_database(cfg.DATA_DIR, [cfg.TARGET], cfg.ELEMENTS, cfg.EXCLUDED_PAIRS)
+    source, sums = data_name(cfg.DATA_DIR), {"Database.csv": text_digest(cfg.DATA_DIR / "Database.csv")}
+    print(f"data: {source}", flush=True)
+    phases, column = INPUT_PHASES[getattr(cfg, "PHASE_INPUT", "named")], TARGETS[cfg.TARGET].column
+    clusters, phase_fractions = None, one_hot(database.phase, INPUT_PHASES["found"])
+    if cells or phases != PHASES:
+        if (cfg.DATA_DIR / "POSCARS").is_dir():
+            clusters, more = read_tables(cfg, database, system, cells or "given")
+            phase_fractions, sums = clusters.iloc[:, -3:].to_numpy(), sums | more
+        else:
+            print(f"no folder {cfg.DATA_DIR / 'POSCARS'}: no clusters; a cell's phase is that of its name")
+    known = database[column].notna().to_numpy()
+    if not known.any():
+        raise InputError(f"{cfg.DATA_DIR / 'Database.csv'}: no value in column '{column}'")
+    if not known.all():
+        print(f"left out, no {cfg.TARGET}: {(~known).sum()} rows, {listed([*database.structure[~known]])}")
+    table, phase_fractions = database[known].reset_index(drop=True), phase_fractions[known]
+    clusters = None if clusters is None else clusters.iloc[known, :-3].reset_index(drop=True)
+    values = table[column]
+    off = (values - values.median()).abs()
+    far = off > FAR * max(1.4826 * off.median(), 1e-12)
+    far |= (cfg.TARGET == "Ef") & (values.abs() > LARGEST_ENERGY)
+    if far.any():
+        strange = listed([f"{name} ({value:g})" for name, value in zip(table.structure[far], values[far])])
+        print(f"far from the others, a wrong unit or digit? {cfg.TARGET} of {strange}", flush=True)
     fractions = mole_fractions(table.formula, system.elements)
-    phases, found = INPUT_PHASES[phase_input], table[shares].to_numpy()
-    inputs = network_inputs(
-        fractions, one_hot(table.phase, phases) if phase_input == "named" else found, system.elements
-    )
-    clusters, targets = table[columns] if cells else None, table[column].to_numpy()
-    table = table[database.columns].assign(n_components=(fractions > 0).sum(1))
+    of_phase = one_hot(table.phase, phases) if phases == PHASES else phase_fractions
     return Data(
-        target, table, system, phases, inputs, targets, cells, clusters, found, source, sums
+        cfg.TARGET, table.assign(n_components=(fractions > 0).sum(1)), system, phases,
+        network_inputs(fractions, of_phase, system.elements), values.to_numpy(),
+        None if clusters is None else cells, clusters, phase_fractions, source, sums,
     )  # fmt: skip
-
-
-def poscar_digest(path):
-    """SHA-256 of a POSCAR, whichever line ends it has."""
-    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
-
-
-def poscar_list(folder, names):
-    """The list of POSCARs beside a table, as sha256sum writes and checks it."""
-    paths = [poscar_path(folder, name) for name in names]
-    return "".join(f"{poscar_digest(path)}  {path.name}\n" for path in paths)
-
-
-def changed_poscars(folder, path):
-    """Names of the POSCARs in the folder that differ from the list; those that are not there do not."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such list of POSCARs; run structure_stat.py again")
-    lines = [line.partition("  ") for line in path.read_text("utf-8", errors="replace").splitlines()]
-    there = [(digest, name) for digest, _, name in lines if (folder / name).is_file()]
-    return [name for digest, name in there if poscar_digest(folder / name) != digest]
 
 
 # ==== splits ======================================================================================
@@ -496,6 +509,10 @@ def split_rows(table, alloys, percent, number, high_only=False):
     """
     from sklearn.model_selection import KFold, train_test_split
 
+    if alloys == "4+5" and not (table.n_components >= 4).any():
+        raise InputError("no alloys of four or more elements: set ALLOYS = Total")
+    if 0 < percent <= 1:
+        raise InputError(f"PERCENT {percent:g} is in per cent: 80 for four fifths")
     train, test = [], []
     for phase in phases_of(table):
         rows = np.flatnonzero(table.phase == phase)
@@ -528,6 +545,19 @@ def split_rows(table, alloys, percent, number, high_only=False):
     return split
 
 
+def splits_of(data, cfg, high_only=False):
+    """The splits that SPLITS asks for. InputError where one leaves nothing to learn from."""
+    splits = [split_rows(data.table, cfg.ALLOYS, cfg.PERCENT, number, high_only) for number in cfg.SPLITS]
+    for number, train, _ in splits:
+        for phase in phases_of(data.table):
+            if not (data.table.phase.to_numpy()[train] == phase).any():
+                raise InputError(f"split {number}: PERCENT {cfg.PERCENT:g} leaves no {phase} training alloys")
+        if np.ptp(data.targets[train]) == 0:
+            same = f"{data.targets[train][0]:g} in all {len(train)} training alloys"
+            raise InputError(f"split {number}: {data.target} is {same}, so that there is nothing to learn")
+    return splits
+
+
 def hold_out(table, split, share):
     """Training rows to choose the epoch on, in one part or more: shares of those of four and five elements.
 
@@ -553,22 +583,12 @@ def hold_out(table, split, share):
 
 EMBEDDING = 58  # dimensions of an element's embedding; with the six other inputs: 64
 HIDDEN = 64
-ALIGNED = 16  # numbers of 4 bytes: the 64 bytes at whose multiples torch begins its tensors
-
-
-class Linear(nn.Linear):
-    """nn.Linear of many replicas: weight (n_replicas, n_out, n_in), bias (n_replicas, n_out)."""
-
-    def forward(self, inputs):  # (n_replicas, n, n_in) -> (n_replicas, n, n_out)
-        return product(inputs, self.weight.mT, self.bias)
 
 
 class Network(nn.Module):
     """The paper's network: the mole fractions mix the elements' embeddings, three layers follow.
 
-    Made, it is one network with torch's own initial weights; `side_by_side` gives its tensors a
-    leading axis of replicas, and with it `forward` takes (n_replicas, n, n_inputs) and returns
-    (n_replicas, n), all standardised.
+    Any of torch's layers may be added; inputs (n, n_inputs) and outputs (n,) are standardised.
     """
 
     def __init__(self, n_elements, n_inputs, unused_convolution=False):
@@ -578,76 +598,113 @@ class Network(nn.Module):
         if unused_convolution:
             nn.Conv2d(1, 1, 5)  # drawn and dropped by the published Scratch: it moves what is drawn next
         self.layers = nn.Sequential(
-            Linear(EMBEDDING + n_inputs - n_elements, HIDDEN), nn.ReLU(),
-            Linear(HIDDEN, HIDDEN), nn.ReLU(),
-            Linear(HIDDEN, 1),
+            nn.Linear(EMBEDDING + n_inputs - n_elements, HIDDEN), nn.ReLU(),
+            nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+            nn.Linear(HIDDEN, 1),
         )  # fmt: skip
 
     def forward(self, inputs):
         fractions, others = inputs[..., : self.n_elements], inputs[..., self.n_elements :]
-        embedded = product(fractions, self.embedding.weight)
-        return self.layers(torch.cat([embedded, others], dim=2))[..., 0]
+        mixed = fractions @ self.embedding.weight
+        return self.layers(torch.cat([mixed, others], dim=-1))[..., 0]
 
 
-def product(inputs, matrix, bias=None):
-    """inputs @ matrix + bias of each replica, rounded as for that replica alone, to the last bit.
+def make_networks(data, seeds, unused_convolution=False):
+    """A network of torch's own initial weights for each seed, and the generators of their batches.
 
-    inputs: (n_replicas, n, n_in). matrix: (n_replicas, n_in, n_out). bias: (n_replicas, n_out).
-    A batched product rounds as single ones do, but where these have one row or one column: torch
-    takes another path there, so they are done one by one.
-    """
-    if inputs.is_cpu and (inputs.shape[1] == 1 or matrix.shape[2] == 1):
-        if bias is None:
-            return torch.stack([one @ other for one, other in zip(inputs, matrix)])
-        return torch.stack([torch.addmm(*one) for one in zip(bias, inputs, matrix)])
-    return torch.bmm(inputs, matrix) if bias is None else torch.baddbmm(bias[:, None], inputs, matrix)
-
-
-def side_by_side(seeds, make):
-    """Networks of all seeds as one, and the generators that their batches are drawn from.
-
-    make: function that makes a network with weights of its own. Returns (network with a leading axis of
-    replicas in every tensor, generators), each generator in the state that making the network left.
+    Each generator is in the state that making its network left, as in a plain script.
     """
     networks, generators = [], []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:
             torch.default_generator.manual_seed(seed)
-            networks.append(make())
+            networks.append(Network(len(data.system.elements), data.inputs.shape[1], unused_convolution))
             generators.append(torch.Generator())
             generators[-1].set_state(torch.get_rng_state())
-    for parameter, *of_all in zip(networks[0].parameters(), *(one.parameters() for one in networks)):
-        parameter.data = torch.stack([one.data for one in of_all])
-    return networks[0], generators
+    return networks, generators
 
 
-def draw(data, seeds, unused_convolution=False):
-    """The paper's networks for all seeds, untrained, and their generators: as `side_by_side`."""
-    n_elements, n_inputs = len(data.system.elements), data.inputs.shape[1]
-    return side_by_side(seeds, lambda: Network(n_elements, n_inputs, unused_convolution))
+# ==== networks side by side =======================================================================
+# Networks so small take most of their time in calls. Stacked, many go through each call together, and each
+# is to the last bit what it would be alone.
+
+
+class StackedLinear(nn.Linear):
+    """nn.Linear of many replicas: weight (n_replicas, n_out, n_in), bias (n_replicas, n_out) or None."""
+
+    def forward(self, inputs):  # (n_replicas, n, n_in) -> (n_replicas, n, n_out)
+        if self.bias is None:
+            return torch.bmm(inputs, self.weight.mT)
+        if inputs.is_cpu and (self.weight.shape[1] == 1 or inputs.shape[1] < 4):  # these round otherwise
+            copies = (one.clone() for one in inputs)  # begin at a multiple of 64 bytes, as alone
+            return torch.stack([nn.functional.linear(*one) for one in zip(copies, self.weight, self.bias)])
+        return torch.baddbmm(self.bias[:, None], inputs, self.weight.mT)
+
+
+def aligned(stacked):
+    """The same tensor (n_replicas, ...), each replica at a multiple of 64 bytes, as a tensor alone begins.
+
+    Some processors (AMD Zen 5) round a product by where its matrices begin.
+    """
+    flat = stacked.flatten(1)
+    return pad(flat, (0, -flat.shape[1] % 16))[:, : flat.shape[1]].view(stacked.shape)
+
+
+def stack_networks(networks):
+    """One network whose tensors have a leading axis of replicas, as its inputs and outputs then have."""
+    stacked = copy.deepcopy(networks[0])
+    for parameter, *of_all in zip(stacked.parameters(), *(one.parameters() for one in networks)):
+        parameter.data = aligned(torch.stack([one.data for one in of_all]))
+    for layer in stacked.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = StackedLinear
+    return stacked
+
+
+def can_stack(network, n_inputs, lengths):
+    """Whether networks of this kind give side by side what they give alone, to the last bit: by trying.
+
+    lengths: of the batches. No list of layers would tell, for a forward may do anything.
+    """
+    generator = torch.Generator().manual_seed(0)
+    alone = [copy.deepcopy(network).eval() for _ in range(2)]
+    for parameter in (parameter for one in alone for parameter in one.parameters()):
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    try:
+        stacked = stack_networks(alone)
+        for length in lengths:
+            inputs = torch.randn(2, length, n_inputs, generator=generator)
+            pairs = zip(stacked(inputs), (one(part) for one, part in zip(alone, inputs)), strict=True)
+            if not all(torch.equal(*pair) for pair in pairs):
+                return False
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
+        return False
+    return not [*network.buffers()]  # such as running means, which are of one network
 
 
 # ==== training ====================================================================================
 
 
 class Adam:
-    """torch.optim.Adam with its defaults, by torch's own function, for one parameter.
+    """torch.optim.Adam with its defaults, by torch's own function.
 
-    The class loads torch's compiler, which takes a second, and does bookkeeping that takes longer than the
-    arithmetic of networks this small. Any class of torch.optim may stand in its place: `train` takes a
-    function from a list of parameters to an optimiser. Fused Adam rounds otherwise at the ends of tensors.
+    The class loads torch's compiler, which takes a second. Any class of torch.optim may stand in its place:
+    what trains takes a function from a list of parameters to an optimiser.
     """
 
     def __init__(self, parameters, rate):
-        (self.parameter,), self.rate = parameters, rate
-        zeros = torch.zeros_like(self.parameter)
-        self.state = {self.parameter: {"mean": zeros, "square": zeros.clone(), "step": torch.zeros(())}}
+        self.param_groups, self.rate = [{"params": [*parameters]}], rate
+        self.state = {
+            p: {"mean": torch.zeros_like(p), "square": torch.zeros_like(p), "step": torch.zeros(())}
+            for p in self.param_groups[0]["params"]
+        }
 
     @torch.no_grad()
     def step(self):
-        mean, square, step = ([value] for value in self.state[self.parameter].values())
+        learned = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+        mean, square, step = ([self.state[p][name] for p in learned] for name in ("mean", "square", "step"))
         adam(
-            [self.parameter], [self.parameter.grad], mean, square, [], step, foreach=False, amsgrad=False,
+            learned, [p.grad for p in learned], mean, square, [], step, foreach=False, amsgrad=False,
             maximize=False, lr=self.rate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0,
         )  # fmt: skip
 
@@ -656,12 +713,18 @@ class SGD:
     """torch.optim.SGD with its defaults, likewise."""
 
     def __init__(self, parameters, rate):
-        (self.parameter,), self.rate = parameters, rate
-        self.state = {self.parameter: {}}
+        self.param_groups, self.rate = [{"params": [*parameters]}], rate
+        self.state = {}
 
     @torch.no_grad()
     def step(self):
-        self.parameter.add_(self.parameter.grad, alpha=-self.rate)
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=-self.rate)
+
+
+class Diverged(InputError):
+    """The loss grew beyond all numbers."""
 
 
 def epoch_order(generator, n_rows):
@@ -675,279 +738,195 @@ def epoch_order(generator, n_rows):
     return torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
 
 
-def train(
-    network, generators, sets, set_of, optimiser, epochs, batch_size, watch=None, patience=None, device="cpu"
-):
-    """Train all replicas of a network side by side by mean squared error, each as it would be alone.
+def train_stacked(networks, generators, rows, watch, optimiser, epochs, cfg):
+    """Train networks with equally long sets by mean squared error, side by side: (kept epochs, losses).
 
-    network, generators: from `side_by_side`; parameters that require no gradient stay as they are.
-    sets: standardised training sets [(inputs (n, n_inputs), targets (n,)), ...]; a third array, if there
-    is one, weighs the rows.
-    set_of: number of the set that each replica learns, (n_replicas,).
-    optimiser: function from a list of parameters to a torch optimiser.
-    watch: sets as `sets`; the state with the least loss on them is kept, from the second epoch on,
-    and a replica stops when `patience` epochs brought no better one. epochs: the most there may be.
-    Without watch: epochs is the epoch whose state is kept, one number or one per replica.
-    Returns (kept epochs (n_replicas,), losses), the kept states being in the network; losses are rows
-    (replica, epoch, loss in training, loss on the watched set).
+    rows, watch: standardised inputs (n_networks, n, n_inputs) and targets (n_networks, n). epochs: an array.
+    With watch, the state with the least loss on it is kept, from the second epoch on, and a network stops
+    when cfg.PATIENCE epochs brought no better one; without, the state of the last epoch. Kept states are in
+    the networks then. losses: rows (number of the network, epoch, loss in training, watched loss).
     """
-    epochs, kept_epochs, losses = np.broadcast_to(epochs, len(set_of)), np.zeros(len(set_of), int), []
-    lengths = [(len(sets[s][1]), watch and len(watch[s][1])) for s in set_of]
-    for length in dict.fromkeys(lengths):  # what is equally long has equal batches and goes together
-        group = np.flatnonzero([one == length for one in lengths])
-        part = some_replicas(network, group).to(device)
-        rows, watched = (
-            chosen
-            and [torch.as_tensor(np.array(a), dtype=torch.float32, device=device) for a in zip(*chosen)]
-            for chosen in ([sets[set_of[i]] for i in group], watch and [watch[set_of[i]] for i in group])
-        )
-        kept_epochs[group], history = train_alike(
-            part,
-            [generators[i] for i in group],
-            rows,
-            optimiser,
-            epochs[group],
-            batch_size,
-            watched,
-            patience,
-        )
-        for parameter, trained in zip(network.parameters(), part.parameters()):
-            parameter.data[group] = trained.data.cpu()
-        losses += [(group[replica], *rest) for replica, *rest in history]
-    if watch and not kept_epochs.all():
-        raise InputError(
-            "the watched loss was no number in any epoch from the second: expected a LEARNING_RATE less"
-        )
-    # Standardised, so to predict the mean costs 1.
-    by_network = [one.to_numpy() for _, one in pd.DataFrame(losses).groupby(0)[2]] if losses else []
-    stuck = sum(min(one) > 0.999 * (min(1, one[0]) if len(one) > 1 else 1) for one in by_network)
-    if stuck:
-        print(
-            f"{stuck} of {len(set_of)} networks learned nothing: no epoch's loss in training was below the "
-            "first's and below that of predicting the mean; expected another LEARNING_RATE or more EPOCHS"
-        )
-    return kept_epochs, losses
+    alone, device = len(networks) == 1, rows[0].device
+    learner = (copy.deepcopy(networks[0]) if alone else stack_networks(networks)).to(device)
+    stepper = optimiser([parameter for parameter in learner.parameters() if parameter.requires_grad])
 
+    def losses_of(inputs, targets):  # of each network
+        predicted = learner(inputs[0])[None] if alone else learner(inputs)
+        return mse_loss(predicted, targets, reduction="none").mean(1)
 
-def some_replicas(network, which):
-    """A copy of some replicas of a network; which: their numbers, or whether each is wanted."""
-    part = copy.deepcopy(network)
-    for parameter in part.parameters():
-        parameter.data = parameter.data[which]
-    return part
+    def state():
+        return {name: value[None] if alone else value for name, value in learner.state_dict().items()}
 
-
-def learned_by(network):
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
-def as_one(tensors):
-    """Tensors (n_replicas, ...) in one, (n_replicas, n_numbers), zeros between them.
-
-    Each begins at a multiple of ALIGNED, as a tensor alone does in memory: on some processors a product
-    rounds otherwise where a matrix begins elsewhere.
-    """
-    flat = [tensor.flatten(1) for tensor in tensors]
-    return torch.cat([pad(one, (0, gap)) if (gap := -one.shape[1] % ALIGNED) else one for one in flat], dim=1)
-
-
-def take_views(parameters, numbers):
-    """Make the parameters views of one tensor that `as_one` made."""
-    start = 0
-    for parameter in parameters:
-        size = parameter[0].numel()
-        part = numbers[:, start : start + size]
-        parameter.data = part.view(len(part), *parameter.shape[1:])
-        start += size + -size % ALIGNED
-
-
-def train_alike(network, generators, rows, optimiser, epochs, batch_size, watch, patience):
-    """`train` for replicas with equally long sets; rows, watch: their arrays, (n_replicas, n, ...)."""
-    # One leaf holds all that is learned, so that the optimiser has one tensor to walk, and the network's
-    # parameters are views of it.
-    learned = learned_by(network)
-    leaf = nn.Parameter(as_one([parameter.detach() for parameter in learned]))
-    take_views(learned, leaf.data)
-    learner, stepper, kept = network, optimiser([leaf]), leaf.data.clone()
-    kept_epochs = np.zeros(len(kept), int) if watch is not None else np.array(epochs)
-    least, history = np.full(len(kept), np.inf), []
-    held = np.arange(len(kept))  # number of each replica that the tensors hold
-    runs = np.ones(len(held), bool)  # False: stopped, and still in the tensors
-    bar = tqdm(range(1, epochs.max() + 1), desc="training", unit="epoch", leave=False)
+    kept, history = {name: value.clone() for name, value in state().items()}, []
+    kept_epochs, least = np.zeros(len(networks), int), np.full(len(networks), np.inf)
+    last = np.full(len(networks), 1 + cfg.PATIENCE) if watch else np.array(epochs)  # the epoch each stops in
+    held = np.arange(len(networks))  # number of each network that the tensors hold
+    runs = np.ones(len(networks), bool)  # False: stopped, and still in the tensors
+    bar = tqdm(range(1, epochs.max() + 1), desc="training", unit="epoch", leave=False, disable=None)
     for epoch in bar:
-        order = torch.stack([epoch_order(generators[i], rows[0].shape[1]) for i in held]).to(leaf.device)
-        shuffled = [part[torch.arange(len(held))[:, None], order].split(batch_size, dim=1) for part in rows]
+        learner.train()
+        order = torch.stack([epoch_order(generators[i], rows[0].shape[1]) for i in held]).to(device)
+        of_each = torch.arange(len(held), device=device)[:, None]
+        batches = [*zip(*(part[of_each, order].split(cfg.BATCH_SIZE, dim=1) for part in rows))]
         total = 0
-        for inputs, targets, *weights in zip(*shuffled):
-            squared = mse_loss(learner(inputs), targets, reduction="none")  # (n_replicas, batch_size)
-            loss = (weights[0] * squared if weights else squared).mean(1)
-            gradients = torch.autograd.grad(loss.sum(), learned)
-            leaf.grad = as_one(gradients)
+        for batch in batches:
+            try:
+                loss = losses_of(*batch)
+            except ValueError as error:  # of layers such as BatchNorm1d
+                raise InputError(f"{error}; the last batch may be too small: change BATCH_SIZE") from None
+            learner.zero_grad()
+            loss.sum().backward()
             stepper.step()
             total = total + loss.detach()
-        in_training, watched = (total / len(shuffled[0])).cpu().numpy(), np.full(len(held), np.nan)
+        in_training, watched = (total / len(batches)).cpu().numpy(), np.full(len(held), np.nan)
         if not np.isfinite(in_training[runs]).all():
-            raise InputError(
-                f"the loss grew beyond all numbers in epoch {epoch}: expected a LEARNING_RATE less"
-            )
+            raise Diverged(f"the loss grew beyond all numbers in epoch {epoch}: use a smaller LEARNING_RATE")
 
-        if watch is None:
-            keep, stop = epochs[held] == epoch, epochs[held] <= epoch
-        else:
+        keep = last[held] == epoch
+        if watch:
+            learner.eval()
             with torch.no_grad():
-                watched = mse_loss(learner(watch[0]), watch[1], reduction="none").mean(1).cpu().numpy()
+                watched = losses_of(*watch).cpu().numpy()
             keep = runs & (watched < least[held]) & (epoch > 1)
-            least[held[keep]], kept_epochs[held[keep]] = watched[keep], epoch
-            stop = epoch - np.maximum(kept_epochs[held], 1) >= patience
+            least[held[keep]], last[held[keep]] = watched[keep], epoch + cfg.PATIENCE
+        kept_epochs[held[keep]] = epoch
         history += [(held[i], epoch, in_training[i], watched[i]) for i in np.flatnonzero(runs)]
-        kept[held[keep]] = leaf.data[keep]
-        runs &= ~stop
+        if keep.any():
+            for name, value in state().items():
+                kept[name][held[keep]] = value[keep]
+        runs &= last[held] > epoch
         if not runs.any():
             break
-        if runs.mean() < 0.75:  # worth the copying: take the stopped replicas out of the tensors
+        if runs.mean() < 0.75:  # worth the copying: take the stopped networks out of the tensors
             held, rows, watch = held[runs], [a[runs] for a in rows], watch and [a[runs] for a in watch]
-            for name, value in stepper.state[leaf].items():
-                if torch.is_tensor(value) and value.ndim:
-                    stepper.state[leaf][name] = value[runs]
-            leaf.data, learner = leaf.data[runs], some_replicas(learner, runs)
-            learned = learned_by(learner)
-            take_views(learned, leaf.data)
+            learner = some_replicas(learner, stepper, runs)
             runs = runs[runs]
     bar.close()
-    take_views(learned_by(network), kept)
+    for i, network in enumerate(networks):
+        network.load_state_dict({name: value[i] for name, value in kept.items()})
     return kept_epochs, history
 
 
-def torch_device(name):
-    """torch's device for DEVICE; auto: CUDA, else MPS, else CPU."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, is_there in there.items() if is_there)
-    if not there[name]:
-        raise InputError(f"DEVICE: expected auto or cpu, this machine has no {name} for torch")
-    return torch.device(name)
+def some_replicas(stacked, stepper, which):
+    """A stacked network with some of its replicas alone, with which its optimiser goes on.
 
-
-class Scalers(NamedTuple):
-    """StandardScalers of inputs and target."""
-
-    inputs: object
-    target: object
-
-    @classmethod
-    def fit(cls, inputs, targets):
-        """Fit to inputs (n, n_inputs) and targets (n,)."""
-        from sklearn.preprocessing import StandardScaler
-
-        return cls(StandardScaler().fit(inputs), StandardScaler().fit(targets[:, None]))
-
-    def transform(self, inputs, targets):
-        """The same, standardised."""
-        return self.inputs.transform(inputs), self.target.transform(targets[:, None])[:, 0]
+    which: whether each is wanted, (n_replicas,). Made anew, for a parameter keeps the shape autograd knows.
+    """
+    smaller = copy.deepcopy(stacked)
+    made_of = dict(zip(stacked.parameters(), smaller.parameters()))
+    for parameter in smaller.parameters():
+        parameter.data = aligned(parameter.data[which])
+    for group in stepper.param_groups:
+        group["params"] = [made_of[parameter] for parameter in group["params"]]
+    earlier, stepper.state = stepper.state, {}
+    for parameter, values in earlier.items():
+        stepper.state[made_of[parameter]] = {
+            name: value[which] if torch.is_tensor(value) and value.ndim else value
+            for name, value in values.items()
+        }
+    return smaller
 
 
 class Trained(NamedTuple):
     """Trained networks of all splits and seeds, those of the first split first."""
 
-    network: nn.Module  # its tensors have a leading axis of replicas
-    scalers: list  # of Scalers, one per split
-    epochs: np.ndarray  # (n_replicas,), whose state was kept
-    losses: list  # rows (replica, epoch, loss in training, loss on the watched set)
+    networks: list
+    scalers: list  # StandardScalers of inputs and target, a pair per split
+    epochs: np.ndarray  # (n_networks,), whose state was kept
+    losses: list  # rows (number of the network, epoch, loss in training, watched loss)
 
 
-def fit_networks(network, generators, sets, watch, optimiser, epochs, batch_size, patience, device):
-    """`train` on sets in their own units, one per split, standardised by scalers fitted to each: Trained.
+def fit_networks(networks, generators, sets, watch, optimiser, cfg, epochs=None):
+    """Train networks on sets in their own units, one per split, standardised as fits each: Trained.
 
-    Replicas: for each split all seeds, in this order. watch: sets, one per split, or None.
+    networks, generators: from `make_networks`, for each split all seeds; what requires no gradient stays as
+    it is. sets, watch: (inputs (n, n_inputs), targets (n,)) per split; watch may be None: `train_stacked`.
+    optimiser: function from parameters to a torch optimiser. epochs: in place of EPOCHS, one or one each.
     """
-    scalers = [Scalers.fit(*one) for one in sets]
-    sets = [one.transform(*rows) for one, rows in zip(scalers, sets)]
-    watch = watch and [one.transform(*rows) for one, rows in zip(scalers, watch)]
-    set_of = np.repeat(np.arange(len(sets)), len(generators) // len(sets))
-    trained = train(
-        network,
-        generators,
-        sets,
-        set_of,
-        optimiser,
-        epochs,
-        batch_size,
-        watch,
-        patience,
-        torch_device(device),
-    )
-    return Trained(network, scalers, *trained)
-
-
-def predict(trained, inputs):
-    """Predictions of all networks for the same rows, in the target's units: (n_splits, n_seeds, n)."""
-    n_splits, n_seeds = len(trained.scalers), len(trained.epochs) // len(trained.scalers)
-    scaled = np.repeat([one.inputs.transform(inputs) for one in trained.scalers], n_seeds, axis=0)
-    with torch.no_grad():
-        out = trained.network(torch.as_tensor(scaled, dtype=torch.float32)).double().numpy()
-    out = out.reshape(n_splits, n_seeds, len(inputs))
-    return np.array([one.target.inverse_transform(part) for one, part in zip(trained.scalers, out)])
-
-
-def state_of(trained):
-    """Everything of Trained that predictions need, as tensors, numbers and lists."""
-    scalers = [[(torch.tensor(s.mean_), torch.tensor(s.scale_)) for s in one] for one in trained.scalers]
-    return {"weights": trained.network.state_dict(), "scalers": scalers}
-
-
-def restored(state):
-    """Trained from `state_of`. Raises what torch does, or LookupError, if it is no such state."""
     from sklearn.preprocessing import StandardScaler
 
-    def scaler(mean, scale):
-        made = StandardScaler()
-        made.mean_, made.scale_, made.n_features_in_ = mean.numpy(), scale.numpy(), len(mean)
-        return made
+    scalers = [(StandardScaler().fit(x), StandardScaler().fit(y[:, None])) for x, y in sets]
+    of_split = np.repeat(np.arange(len(sets)), len(networks) // len(sets))
+    try:
+        device = torch.accelerator.current_accelerator(True) if cfg.DEVICE == "auto" else cfg.DEVICE
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"DEVICE: use auto or cpu, this machine has no {cfg.DEVICE} for torch") from None
+    epochs = np.broadcast_to(cfg.EPOCHS if epochs is None else epochs, len(networks))
 
-    scalers = [Scalers(*(scaler(*part) for part in one)) for one in state["scalers"]]
-    n_replicas, n_elements = state["weights"]["embedding.weight"].shape[:2]
-    network = Network(n_elements, scalers[0].inputs.n_features_in_)
-    for name, parameter in network.named_parameters():
-        parameter.data = state["weights"][name]
-    return Trained(network, scalers, np.zeros(n_replicas), [])
+    def tensors(sets, group):  # standardised inputs and targets of a group of networks
+        sets = [(scalers[i][0].transform(sets[i][0]), scalers[i][1].transform(sets[i][1][:, None])[:, 0])
+                for i in of_split[group]]  # fmt: skip
+        return [torch.as_tensor(np.array(part), dtype=torch.float32, device=device) for part in zip(*sets)]
+
+    lengths = [(len(sets[i][1]), len(watch[i][1]) if watch else 0) for i in of_split]
+    groups = []
+    for length in dict.fromkeys(lengths):  # what is equally long has equal batches and goes together
+        group = [i for i, one in enumerate(lengths) if one == length]
+        batches = {min(cfg.BATCH_SIZE, length[0]), length[0] % cfg.BATCH_SIZE, length[1]} - {0}
+        if len(group) == 1 or can_stack(networks[0], sets[0][0].shape[1], batches):
+            groups.append(group)
+        else:
+            say_once("the networks train one after the other: side by side, their layers give other numbers")
+            groups += [[i] for i in group]
+    kept_epochs, losses = np.zeros(len(networks), int), []
+    for group in groups:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generators[group[0]].initial_seed())  # for what is random in layers, as Dropout
+            kept_epochs[group], history = train_stacked(
+                [networks[i] for i in group], [generators[i] for i in group], tensors(sets, group),
+                watch and tensors(watch, group), optimiser, epochs[group], cfg,
+            )  # fmt: skip
+        losses += [(group[replica], *rest) for replica, *rest in history]
+    if not kept_epochs.all():
+        raise InputError(
+            "the watched loss was no number from the second epoch on: use a smaller LEARNING_RATE"
+        )
+    return Trained(networks, scalers, kept_epochs, losses)
 
 
-def predictor(state, system, phases):
-    """Function (mole fractions (n, n_elements), names of phases (n,)) -> ((n_networks, n), {}).
-
-    state: from `state_of`. phases: one of INPUT_PHASES. The function takes clusters too, and reads none.
-    """
-    trained = restored(state)
-
-    def predict_alloys(fractions, names, clusters=None):
-        inputs = network_inputs(fractions, one_hot(names, phases), system.elements)
-        return predict(trained, inputs).reshape(-1, len(inputs)), {}
-
-    return predict_alloys
+@torch.no_grad()
+def predict(trained, inputs):
+    """Predictions of all networks for the same rows, in the target's units: (n_splits, n_seeds, n)."""
+    n_seeds, predicted = len(trained.networks) // len(trained.scalers), []
+    for i, (of_inputs, of_target) in enumerate(trained.scalers):
+        scaled = torch.as_tensor(of_inputs.transform(inputs), dtype=torch.float32)
+        members = [one.eval()(scaled) for one in trained.networks[i * n_seeds : (i + 1) * n_seeds]]
+        predicted.append(of_target.inverse_transform(torch.stack(members).double().numpy()))
+    return np.array(predicted)
 
 
 # ==== the choice of the epoch =====================================================================
 
 
-def fit_selected(fit, table, splits, select_by, epochs, share, refit):
-    """Networks of all splits, the epoch chosen as select_by says: Trained.
+def fit_selected(method, data, splits, cfg):
+    """Networks of all splits, the epoch chosen as SELECT_BY says: Trained.
 
-    fit: function (training rows of each split, watched rows of each split or None, epochs) -> Trained.
-    'reference' watches the test set, as published; with 'validation' fit never sees a row of it, but a
-    held-out `share` of the training set, and with `refit` then learns the whole of that for as many epochs.
+    method: function (data, training rows of each split, watched rows of each split or None, cfg, epochs).
+    'reference' watches the test set, as published; with 'validation' the method never sees a row of it, but
+    holds out HOLD_OUT of the training set, and with REFIT then learns the whole of that for as many epochs.
     The split 'all' has no test set: its epoch is the mean of a cross-validation, and it is always refitted.
     """
     whole = [split.train for split in splits]
-    if select_by == "reference":
-        if not all(len(split.test) for split in splits):
+
+    def fit(train_rows, watch_rows, **more):
+        try:
+            return method(data, train_rows, watch_rows, cfg, **more)
+        except Diverged as error:
+            off = np.abs(data.inputs - data.inputs.mean(0)) / np.maximum(data.inputs.std(0), 1e-12)
+            far = listed([*data.table.structure[(off > FAR).any(1)]])
             raise InputError(
-                "SPLITS all: expected SELECT_BY validation, for there is no test set to choose on"
-            )
-        return fit(whole, [split.test for split in splits], epochs)
-    held = [(rows, out) for rows, one in zip(whole, splits) for out in hold_out(table, one, share)]
-    trained = fit([rows[~np.isin(rows, out)] for rows, out in held], [out for _, out in held], epochs)
-    n_parts = len(held) // len(splits)  # more than one of the split 'all' alone
-    if not refit and n_parts == 1:
+                f"{far} far outside the other alloys, or else {error}" if far else error
+            ) from None
+
+    if cfg.SELECT_BY == "reference":
+        if not all(len(split.test) for split in splits):
+            raise InputError("SPLITS all has no test set to choose the epoch on: set SELECT_BY = validation")
+        return fit(whole, [split.test for split in splits])
+    held = [[*hold_out(data.table, one, cfg.HOLD_OUT)] for one in splits]  # in parts of the split 'all' alone
+    pairs = [(rows[~np.isin(rows, out)], out) for rows, parts in zip(whole, held) for out in parts]
+    trained = fit(*map(list, zip(*pairs)))
+    if not cfg.REFIT and len(pairs) == len(splits):
         return trained
-    kept = trained.epochs.reshape(len(splits), n_parts, -1).mean(1)
-    return fit(whole, None, np.rint(kept).astype(int).ravel())
+    kept = trained.epochs.reshape(len(splits), len(held[0]), -1).mean(1)
+    return fit(whole, None, epochs=np.rint(kept).astype(int).ravel())

@@ -4,31 +4,28 @@
     python generate.py --target Ms --alloys Total
     python generate.py --clusters points pairs triplets second_pairs --alpha 1e-3
 
-Reads the occupation tables of structure_stat.py and one POSCAR per phase as lattice. Writes to
-RESULTS_DIR, per phase: generated_<phase>_<run>.csv (composition, descriptors, label) and
-eci_<phase>_<run>.csv with a bar plot beside it, the run being <target>_<alloys>_<clusters>.
-main_transfer.py uses the same functions, fitted on the training rows of its own splits.
+Reads the occupation tables of structure_stat.py and one POSCAR per phase as lattice. Writes a folder
+RESULTS_DIR/generate_<target>_<alloys>_<columns>: for each phase samples_<phase>.csv (composition,
+descriptors, label), eci_<phase>.csv (effective cluster interactions) and a picture of these. To look at:
+main_transfer.py calls the same functions for the training rows of its own splits, and reads no file of it.
 """
 
 import math
 from itertools import combinations
 from typing import NamedTuple
 
-import settings  # first: from here on Ctrl-C leaves no traceback
-
-# isort: split
 import numpy as np
 import pandas as pd
 
 import common
+import lattice
+import report
+import settings
 import structure_stat
 from common import PHASES, TARGETS
 from settings import InputError
 
 # ---- settings ------------------------------------------------------------------------------------
-DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
-TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
-RESULTS_DIR = "results"  # folder for what this script writes
 TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
 ALLOYS = "4+5"  # 4+5: samples of four and five elements; Total: of two to five
 CLUSTERS = ["points", "pairs", "triplets"]  # blocks the CE is fitted to; second_pairs may be added
@@ -50,26 +47,10 @@ CHUNK = 2000  # samples whose clusters are looked up together
 class Samples(NamedTuple):
     """Alloys to label: what does not depend on the fit, so it is computed once."""
 
-    elements: tuple
     fractions: np.ndarray  # (n, n_elements)
     kind: np.ndarray  # (n,), 0: plain; 1: with Mn; 2: its copy with Pd
     inputs: dict  # phase -> (n, n_elements + 4 + n_phases), what a network sees
     occupation: dict  # phase -> (n, n_columns), what the CE sees
-
-
-def ce_columns(system, clusters):
-    """The occupation columns that the CE is fitted to; clusters: list of blocks, as in CLUSTERS."""
-    return common.cluster_columns(system, *clusters)
-
-
-def fewest_elements(alloys):
-    return 4 if alloys == "4+5" else 2
-
-
-def most_compositions(n_elements, alloys):
-    """How many alloys the tenths of so many elements make, were no pair excluded."""
-    sizes = range(fewest_elements(alloys), MAX_ELEMENTS + 1)
-    return sum(math.comb(n_elements, k) * math.comb(STEPS - 1, k - 1) for k in sizes)
 
 
 def formulas_of(fractions, elements):
@@ -85,32 +66,33 @@ def sample_compositions(system, alloys):
     earlier one's place: each alloy with Mn is followed by its copy with Pd. Alloys without such
     elements come first; in both parts those of fewer elements come first. kind: as in Samples.
     """
-    least, most = fewest_elements(alloys), most_compositions(len(system.elements), alloys)
-    if not 0 < most <= MOST_SAMPLES:
+    least, elements = 4 if alloys == "4+5" else 2, system.elements
+    n_made = [
+        math.comb(len(elements), k) * math.comb(STEPS - 1, k - 1) for k in range(least, MAX_ELEMENTS + 1)
+    ]
+    if not 0 < sum(n_made) <= MOST_SAMPLES:
         raise InputError(
-            f"ALLOYS {alloys}: expected elements that make 1 to {MOST_SAMPLES} alloys of {least} to "
-            f"{MAX_ELEMENTS}; {', '.join(system.elements)} make {most}"
+            f"ALLOYS {alloys}: {', '.join(elements)} make {sum(n_made)} alloys of {least} to {MAX_ELEMENTS} "
+            f"elements, expected 1 to {MOST_SAMPLES}"
         )
     stands_for = {}  # Pd -> Mn
-    for i, element in enumerate(system.elements):
-        partners = [e for e in system.elements[:i] if frozenset((e, element)) in system.excluded]
+    for i, element in enumerate(elements):
+        partners = [e for e in elements[:i] if frozenset((e, element)) in system.excluded]
         if partners:
             stands_for[element] = stands_for.get(partners[0], partners[0])
     replaced = set(stands_for.values())
     found = []
-    for steps in tenths(len(system.elements)):
-        present = [element for element, step in zip(system.elements, steps) if step]
-        if not least <= len(present) <= MAX_ELEMENTS:
-            continue
-        if not common.allowed(system, present):
+    for steps in tenths(len(elements)):
+        present = [element for element, step in zip(elements, steps) if step]
+        if not least <= len(present) <= MAX_ELEMENTS or not common.allowed(system, present):
             continue
         kind = 2 if not stands_for.keys().isdisjoint(present) else int(not replaced.isdisjoint(present))
         folded = [0] * len(steps)  # the alloy that this one is a copy of
-        for element, step in zip(system.elements, steps):
-            folded[system.elements.index(stands_for.get(element, element))] += step
+        for element, step in zip(elements, steps):
+            folded[elements.index(stands_for.get(element, element))] += step
         found.append((kind > 0, len(present), folded, kind, steps))
     if not found:
-        raise InputError(f"ALLOYS {alloys}: the elements {', '.join(system.elements)} make no such alloy")
+        raise InputError(f"ALLOYS {alloys}: the elements {', '.join(elements)} make no such alloy")
     found.sort(key=lambda entry: entry[:4])
     return np.array([entry[4] for entry in found]) / STEPS, np.array([entry[3] for entry in found])
 
@@ -130,17 +112,13 @@ def read_lattice(data_dir, data, phase):
     """
     folder, rows = data_dir / "POSCARS", data.table[data.table.phase == phase]
     paths = [common.poscar_path(folder, name) for name in rows.structure]
-    wanted = (rows.structure == LATTICE + phase).to_numpy()
-    wanted = np.flatnonzero(wanted if wanted.any() else ~wanted)
+    wanted = rows.structure == LATTICE + phase
     try:
-        structures = [
-            structure_stat.read_structure(paths[i], rows.formula.iloc[i], data.system.elements)
-            for i in wanted
-        ]
-        structure = max(structures, key=len)
+        of_lattice = [path for path, is_wanted in zip(paths, wanted) if is_wanted or not wanted.any()]
+        structure = max(map(lattice.read_poscar, of_lattice), key=len)
         if data.cells == "lattice":
-            known, _ = structure_stat.own_cells(paths, rows.formula, phase, data.system)
-            structure = structure_stat.put_back(structure, phase, known)
+            supercells = structure_stat.ideal_supercells(paths, rows.formula, phase)
+            structure, *_ = lattice.map_to_lattice(structure, phase, supercells)
     except InputError as error:
         raise InputError(f"{folder}: expected the POSCAR of the samples' lattice; found {error}") from None
     repeats = [1, 1, 1]
@@ -148,32 +126,23 @@ def read_lattice(data_dir, data, phase):
     return structure.make_supercell(repeats, in_place=False)
 
 
-def ordered_species(fractions, n_atoms):
-    """Element numbers of a cell's atoms in element order, numbers rounded: (n, n_atoms)."""
-    ends = np.rint(np.cumsum(fractions, axis=1) * n_atoms)  # (n, n_elements)
-    return (np.arange(n_atoms) >= ends[:, :-1, None]).sum(1, dtype=np.int8)
-
-
 def draw_species(fractions, n_atoms):
     """Random occupation of a cell by each composition: element numbers, (n, n_atoms).
 
-    Species in element order through numpy's legacy generator, seeded afresh for each composition,
-    so that all of them share one permutation of the sites.
+    Species in element order, numbers of atoms rounded, through numpy's legacy generator, seeded afresh for
+    each composition, so that all of them share one permutation of the sites.
     """
-    permutation = np.arange(n_atoms)
+    ends, permutation = np.rint(np.cumsum(fractions, axis=1) * n_atoms), np.arange(n_atoms)
     np.random.RandomState(0).shuffle(permutation)
-    return ordered_species(fractions, n_atoms)[:, permutation]
+    return (permutation >= ends[:, :-1, None]).sum(1, dtype=np.int8)
 
 
 def sample_occupation(structure, phase, species, system, clusters):
-    """Occupation probabilities of filled cells, (n, n_columns), columns as ce_columns.
+    """Occupation probabilities of filled cells, (n, n_columns), of the blocks in clusters.
 
     species: element number of each of the structure's sites in each cell, (n, n_atoms).
     """
-    try:
-        sites, positions = structure_stat.neighbours(structure, phase)
-    except InputError as error:
-        raise InputError(f"the POSCAR of the {phase} samples' lattice: {error}") from None
+    sites, positions = lattice.neighbours(structure, phase)
     members = structure_stat.cluster_members(positions, phase)
     blocks = []
     for block in clusters:
@@ -191,18 +160,18 @@ def sample_occupation(structure, phase, species, system, clusters):
     return np.hstack(blocks)
 
 
-def make_samples(data_dir, data, alloys, clusters):
+def make_samples(cfg, data):
     """Samples of all phases of the data; nothing in them depends on a fit or a target."""
     common.clusters_of(data)  # that there are none is said before what the elements make
-    fractions, kind = sample_compositions(data.system, alloys)
+    fractions, kind = sample_compositions(data.system, cfg.ALLOYS)
     inputs, occupation = {}, {}
     for phase in common.phases_of(data.table):
-        structure = read_lattice(data_dir, data, phase)
-        shares = common.one_hot([phase] * len(fractions), data.phases)
-        inputs[phase] = common.network_inputs(fractions, shares, data.system.elements)
+        structure = read_lattice(cfg.DATA_DIR, data, phase)
+        of_phase = common.one_hot([phase] * len(fractions), data.phases)
+        inputs[phase] = common.network_inputs(fractions, of_phase, data.system.elements)
         species = draw_species(fractions, len(structure))
-        occupation[phase] = sample_occupation(structure, phase, species, data.system, clusters)
-    return Samples(data.system.elements, fractions, kind, inputs, occupation)
+        occupation[phase] = sample_occupation(structure, phase, species, data.system, cfg.CLUSTERS)
+    return Samples(fractions, kind, inputs, occupation)
 
 
 def rows_of(data, rows, phase):
@@ -221,7 +190,8 @@ def fit_ce(data, rows, clusters, alpha=None):
     if alpha is None:
         target = TARGETS[data.target]
         alpha = target.alpha_second if "second_pairs" in clusters else target.alpha
-    inputs, models = common.clusters_of(data)[ce_columns(data.system, clusters)].to_numpy(), {}
+    inputs = common.clusters_of(data)[common.cluster_columns(data.system, *clusters)].to_numpy()
+    models = {}
     for phase in common.phases_of(data.table):
         part = rows_of(data, rows, phase)
         if not len(part):
@@ -250,7 +220,7 @@ def select(samples, number, alloys):
     study = {4: 97, 5: 55} if alloys == "4+5" else {2: 84, 3: 128, 4: 97, 5: 55}  # alloys in its data
     n_elements = (samples.fractions > 0).sum(1)
     shares = {k: share for k, share in study.items() if k in n_elements}
-    wanted = {k: ceil_share(number, share, sum(shares.values())) for k, share in shares.items()}
+    wanted = {k: math.ceil(number * share / sum(shares.values())) for k, share in shares.items()}
     wanted[max(shares, key=shares.get)] += number - sum(wanted.values())  # they take the rounding
     copied_share = {2: (2, 7), 3: (3, 8), 4: (4, 9), 5: (1, 2)}  # of those with Pd
     generator = np.random.default_rng(42)
@@ -261,11 +231,16 @@ def select(samples, number, alloys):
         )
         if not (len(original) and len(copy)):
             plain, original, copy = np.flatnonzero(n_elements == k), original[:0], copy[:0]
-        share = copied_share[k] if len(plain) else (1, 2)
-        n_copied = ceil_share(n, *share) if len(copy) else 0
+        part, whole = copied_share[k] if len(plain) else (1, 2)
+        n_copied = math.ceil(n * part / whole) if len(copy) else 0
         n_plain = max(n - 2 * n_copied, 0) if len(plain) else 0
         n_original = n - n_copied - n_plain
-        if n < 0 or n_plain > len(plain) or n_original > len(original) or n_copied > len(copy):
+        if (
+            min(n, n_original) < 0
+            or n_plain > len(plain)
+            or n_original > len(original)
+            or n_copied > len(copy)
+        ):
             raise InputError(
                 f"AUGMENT {number}: it takes {n} samples of {k} elements, {n_plain} of {len(plain)} plain, "
                 f"{n_original} of {len(original)} with an element that others replace, {n_copied} of "
@@ -282,82 +257,59 @@ def select(samples, number, alloys):
     return np.concatenate(chosen)
 
 
-def ceil_share(number, part, whole):
-    """number * part / whole, rounded up."""
-    return -(-number * part // whole)
-
-
-def samples_frame(samples, phase, column, labels):
-    """A row per sample: composition, descriptors, label."""
-    names = [*samples.elements, "S (J/mol/K)", "delta_r", "delta_chi", "valence", *PHASES]
-    frame = pd.DataFrame(samples.inputs[phase], columns=names)
-    frame.insert(0, "composition", formulas_of(samples.fractions, samples.elements))
-    return frame.assign(**{column: labels})
-
-
-def plot_interactions(system, clusters, model, target, title, path):
-    """Effective cluster interactions as bars, in the target's unit."""
-    from matplotlib.figure import Figure
-
-    columns = ce_columns(system, clusters)
-    axes = (figure := Figure(figsize=(max(0.16 * len(columns) + 1, 6), 4), layout="constrained")).subplots()
-    for block in clusters:
-        members = [columns.index(column) for column in common.cluster_columns(system, block)]
-        axes.bar(members, model.coef_[members], label=block.replace("_", " "))
-    axes.set_xticks(range(len(columns)), [column.split()[-1] for column in columns], rotation=90, fontsize=7)
-    axes.set(ylabel=f"effective cluster interaction ({target.unit})")
-    figure.suptitle(title, fontsize=10)
-    axes.axhline(0, color="k", lw=0.8)
-    axes.margins(x=0.01)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # where no bar is
-    figure.savefig(path, dpi=150, format="png")
-
-
-def cross_validated_rmse(model, inputs, targets):
-    """Five-fold, shuffled; inputs (n, n_columns), targets (n,)."""
-    from sklearn.base import clone
-    from sklearn.model_selection import KFold, cross_val_predict
-
-    predicted = cross_val_predict(clone(model), inputs, targets, cv=KFold(5, shuffle=True, random_state=0))
-    return np.sqrt(np.mean((predicted - targets) ** 2))
+def plot_interactions(system, clusters, model, target, title, note, path):
+    """Effective cluster interactions as bars, a panel for each block, in the target's unit."""
+    names = {"pairs": "nearest-neighbour pairs", "second_pairs": "second-neighbour pairs"}
+    with report.picture(path, (10, 2.1 * len(clusters) + 0.7), title, note) as figure:
+        start = 0
+        for axes, block in zip(figure.subplots(len(clusters), squeeze=False)[:, 0], clusters):
+            columns = common.cluster_columns(system, block)
+            axes.bar(range(len(columns)), model.coef_[start : start + len(columns)])
+            axes.set_xticks(range(len(columns)), [c.split()[-1] for c in columns], rotation=90, fontsize=8)
+            axes.set_ylabel(target.unit)
+            axes.set_title(names.get(block, block), fontsize=9)
+            axes.axhline(0, color="k", lw=0.8)
+            axes.margins(x=0.01)
+            start += len(columns)
 
 
 def main():
-    chosen = settings.read(
-        globals(), TARGET=settings.one_of(*TARGETS), CELLS=settings.one_of("given", "lattice")
-    )
-    settings.output_folder(chosen.RESULTS_DIR)
-    data = common.load_data(
-        chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS, chosen.CELLS
-    )
-    target = TARGETS[chosen.TARGET]
-    samples = make_samples(chosen.DATA_DIR, data, chosen.ALLOYS, chosen.CLUSTERS)
-    train = common.split_rows(data.table, chosen.ALLOYS, percent=100, number=0).train
-    columns = ce_columns(data.system, chosen.CLUSTERS)
-    models = fit_ce(data, train, chosen.CLUSTERS, chosen.ALPHA)
-    labelled = label(models, samples)
-    identity = settings.identity(chosen, data.sha256)
-    name = f"{chosen.TARGET}_{chosen.ALLOYS}_{len(columns)}{'_lattice' * (chosen.CELLS == 'lattice')}"
-    of_run = chosen.RESULTS_DIR, name, "generate_{}_settings.json", identity
-    with settings.files_of_run(*of_run) as (new, run):
-        new(f"generate_{run}_settings.json").write_text(identity, encoding="utf-8")
-        for phase, model in models.items():
-            rows = rows_of(data, train, phase)
-            inputs, targets = data.clusters[columns].to_numpy()[rows], data.targets[rows]
-            frame = samples_frame(samples, phase, target.column, labelled[phase][1])
-            settings.write_csv(frame, new(f"generated_{phase}_{run}.csv"))
+    from sklearn.base import clone
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    cfg = settings.read(globals(), TARGET=tuple(TARGETS), CELLS=("given", "lattice"))
+    settings.output_folder(cfg.RESULTS_DIR)
+    data, target = common.load_data(cfg, cfg.CELLS), TARGETS[cfg.TARGET]
+    samples = make_samples(cfg, data)
+    train = common.split_rows(data.table, cfg.ALLOYS, percent=100, number=0).train
+    columns = common.cluster_columns(data.system, *cfg.CLUSTERS)
+    models = fit_ce(data, train, cfg.CLUSTERS, cfg.ALPHA)
+    descriptors = [*data.system.elements, "S (J/mol/K)", "delta_r", "delta_chi", "valence", *PHASES]
+    name = f"generate_{cfg.TARGET}_{cfg.ALLOYS}_{len(columns)}{'_lattice' * (cfg.CELLS == 'lattice')}"
+    with report.run_folder(cfg, name, data.sha256) as folder:
+        for phase, (inputs, labels) in label(models, samples).items():
+            frame = pd.DataFrame(inputs, columns=descriptors).assign(**{target.column: labels})
+            frame.insert(0, "composition", formulas_of(samples.fractions, data.system.elements))
+            report.write_csv(frame, folder / f"samples_{phase}.csv")
+            model, rows = models[phase], rows_of(data, train, phase)
             interactions = pd.DataFrame({"cluster": columns, f"ECI ({target.unit})": model.coef_})
             interactions.loc[len(columns)] = ["intercept", model.intercept_]
-            settings.write_csv(interactions, new(f"eci_{phase}_{run}.csv"))
-            title = f"Cluster expansion of the {target.label} in {phase}\ndata: {data.source}"
-            path = new(f"eci_{phase}_{run}.png")
-            plot_interactions(data.system, chosen.CLUSTERS, model, target, title, path)
-            print(
-                f"{phase}: fit R2 {model.score(inputs, targets):.4f} on {len(rows)} training alloys, "
-                f"cross-validated RMSE {cross_validated_rmse(model, inputs, targets):.4f} {target.unit} "
-                f"({COUNTED_ON[chosen.CELLS]}); {len(frame)} samples"
+            report.write_csv(interactions, folder / f"eci_{phase}.csv")
+            title = (
+                f"Cluster expansion of the {target.label} in {phase}: coefficients of the ridge regression"
             )
-    print(f"written: {chosen.RESULTS_DIR}/generated_*_{run}.csv, eci_*_{run}.csv and .png")
+            note = f"{data.source}; the columns of a block sum to one, so no single bar is an interaction"
+            plot_interactions(
+                data.system, cfg.CLUSTERS, model, target, title, note, folder / f"eci_{phase}.png"
+            )
+            known, values = data.clusters[columns].to_numpy()[rows], data.targets[rows]
+            folds = KFold(5, shuffle=True, random_state=0)
+            left_out = cross_val_predict(clone(model), known, values, cv=folds)
+            print(
+                f"{phase}: fit R2 {model.score(known, values):.4f} on {len(rows)} training alloys, "
+                f"cross-validated RMSE {np.sqrt(np.mean((left_out - values) ** 2)):.4f} {target.unit} "
+                f"({COUNTED_ON[cfg.CELLS]}); {len(frame)} samples"
+            )
 
 
 if __name__ == "__main__":

@@ -7,36 +7,30 @@
 Reads the occupation tables of structure_stat.py. For each split, fits the CE of generate.py to the
 training rows and labels new alloys with it. TL: a network learns these, then the DFT training set,
 its embedding of the elements frozen. DA: it learns a selection of these and the training set
-together. Prints and writes what main.py does, and takes --phase-input as that does.
+together. Prints and writes what main.py does, and takes PHASE_INPUT as that does.
 
 With SELECT_BY reference the clusters are counted on the cells as given, as published. These are relaxed,
-a test alloy's too, so with validation they are counted on the lattice (structure_stat.py --cells lattice).
+a test alloy's too, so with validation they are counted on the lattice.
 """
 
 from functools import partial
 
-import settings  # first: from here on Ctrl-C leaves no traceback
-
-# isort: split
 import numpy as np
 import torch
 
 import common
 import generate
-import prediction
 import report
+import settings
 
 # ---- settings ------------------------------------------------------------------------------------
-DATA_DIR = "HEA_data"  # folder with Database.csv and POSCARS/
-TABLE_DIR = None  # folder with the occupation tables; None: DATA_DIR
-RESULTS_DIR = "results"  # folder for what this script writes
 TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
 METHOD = "tl"  # tl: transfer learning; da: data augmentation
 ALLOYS = "4+5"  # 4+5: samples and test alloys of four and five elements; Total: of two to five
 PHASE_INPUT = "named"  # the network is told the lattice in the name, as published, or the phase found
 PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
 SEEDS = "0"  # networks per split: a number, a range or a list, as 0 or 0-7 or 0,3,5
-SPLITS = "0"  # random splits into training and test set, likewise; 0 is the study's
+SPLITS = "0"  # random splits into training and test set, likewise; 0 is the study's; all: no test set
 SELECT_BY = "reference"  # epoch of least loss on the test set (reference, as published) or validation
 HOLD_OUT = 0.2  # share of the training set's four- and five-element alloys for validation
 REFIT = True  # after validation, train on the whole training set for as many epochs
@@ -49,9 +43,6 @@ EPOCHS = 1000  # most epochs (tl: on the training set)
 PATIENCE = 100  # epochs without a better one before training stops
 BATCH_SIZE = 16  # alloys
 LEARNING_RATE = None  # None: 0.05 of SGD (tl), 0.001 of Adam (da)
-DEVICE = "auto"  # auto (CUDA, else MPS, else CPU), cpu, cuda or mps
-PREDICT = None  # alloys: formulas, POSCARs, folders of them, or a CSV file; None: only train and report
-CHECKPOINT = None  # with PREDICT: the .pt of an earlier run, in place of training
 # --------------------------------------------------------------------------------------------------
 
 
@@ -60,81 +51,60 @@ def cells_for(rule):
     return "given" if rule == "reference" else "lattice"
 
 
-def label_by_ce(data, samples, train_rows, clusters=CLUSTERS, alpha=ALPHA):
-    """The samples labelled by the CE of each split's training rows: [{phase: (inputs, labels)}, ...]."""
-    return [generate.label(generate.fit_ce(data, rows, clusters, alpha), samples) for rows in train_rows]
-
-
-def transfer(
-    data, labelled, train_rows, watch_rows, epochs, seeds, *, rate=LEARNING_RATE,
-    source_epochs=SOURCE_EPOCHS, source_rate=SOURCE_LEARNING_RATE,
-    batch_size=BATCH_SIZE, patience=PATIENCE, device=DEVICE,
-):  # fmt: skip
+def transfer(data, train_rows, watch_rows, cfg, epochs=None, *, samples):
     """TL: networks of all seeds for each split, taught by its CE and then by its rows: common.Trained.
 
-    labelled: from `label_by_ce`. source_epochs, source_rate: of Adam on the samples. rate: of SGD on the
-    rows; None: 0.05. Others: as in `main.scratch`.
+    samples: of `generate.make_samples`. Others: as in `main.scratch`.
     """
-    network, generators = common.draw(data, seeds * len(train_rows))
-    source = [tuple(np.concatenate(part) for part in zip(*one.values())) for one in labelled]
-    adam, sgd = (
-        partial(common.Adam, rate=source_rate),
-        partial(common.SGD, rate=0.05 if rate is None else rate),
-    )
-    common.fit_networks(network, generators, source, None, adam, source_epochs, batch_size, None, device)
-    network.embedding.requires_grad_(False)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds * len(train_rows)]  # as published
+    networks, generators = common.make_networks(data, cfg.SEEDS * len(train_rows))
+    source = []
+    for rows in train_rows:
+        labelled = generate.label(generate.fit_ce(data, rows, cfg.CLUSTERS, cfg.ALPHA), samples)
+        source.append(tuple(map(np.concatenate, zip(*labelled.values()))))
+    if cfg.SOURCE_EPOCHS:
+        adam = partial(common.Adam, rate=cfg.SOURCE_LEARNING_RATE)
+        common.fit_networks(networks, generators, source, None, adam, cfg, epochs=cfg.SOURCE_EPOCHS)
+    for network in networks:
+        network.embedding.requires_grad_(False)
+    generators = [torch.Generator().manual_seed(seed) for seed in cfg.SEEDS * len(train_rows)]  # as published
+    sgd = partial(common.SGD, rate=0.05 if cfg.LEARNING_RATE is None else cfg.LEARNING_RATE)
     sets, watch = data.sets(train_rows), data.sets(watch_rows)
-    return common.fit_networks(network, generators, sets, watch, sgd, epochs, batch_size, patience, device)
+    return common.fit_networks(networks, generators, sets, watch, sgd, cfg, epochs)
 
 
-def augment(
-    data, labelled, selected, train_rows, watch_rows, epochs, seeds, *,
-    rate=LEARNING_RATE, batch_size=BATCH_SIZE, patience=PATIENCE, device=DEVICE,
-):  # fmt: skip
+def augment(data, train_rows, watch_rows, cfg, epochs=None, *, samples):
     """DA: networks of all seeds for each split, taught by its rows and the selected samples together.
 
-    selected: numbers of samples, from `generate.select`. rate: of Adam; None: 0.001. Others: as in
-    `transfer`. The rows of a phase come before its samples, and fcc before bcc.
+    The rows of a phase come before its samples, and fcc before bcc. Parameters: as in `transfer`.
     """
-    network, generators = common.draw(data, seeds * len(train_rows))
-    sets = []
-    for rows, of_phase in zip(train_rows, labelled):
+    networks, generators = common.make_networks(data, cfg.SEEDS * len(train_rows))
+    sets, selected = [], generate.select(samples, cfg.AUGMENT, cfg.ALLOYS)
+    for rows in train_rows:
         parts = []
-        for phase, (inputs, labels) in of_phase.items():
+        labelled = generate.label(generate.fit_ce(data, rows, cfg.CLUSTERS, cfg.ALPHA), samples)
+        for phase, (inputs, labels) in labelled.items():
             own = generate.rows_of(data, rows, phase)
             parts += [(data.inputs[own], data.targets[own]), (inputs[selected], labels[selected])]
         sets.append(tuple(map(np.concatenate, zip(*parts))))
-    watch, adam = data.sets(watch_rows), partial(common.Adam, rate=0.001 if rate is None else rate)
-    return common.fit_networks(network, generators, sets, watch, adam, epochs, batch_size, patience, device)
+    adam = partial(common.Adam, rate=0.001 if cfg.LEARNING_RATE is None else cfg.LEARNING_RATE)
+    return common.fit_networks(networks, generators, sets, data.sets(watch_rows), adam, cfg, epochs)
+
+
+METHODS = {"tl": transfer, "da": augment}
+KINDS = {
+    "TARGET": tuple(common.TARGETS), "METHOD": tuple(METHODS), "AUGMENT": (int, 1, 1e9),
+    "SOURCE_EPOCHS": (int, 0, 1e9), "SOURCE_LEARNING_RATE": settings.RATE,
+}  # fmt: skip
 
 
 def main():
-    chosen = settings.read(
-        globals(), TARGET=settings.one_of(*common.TARGETS), METHOD=settings.one_of("tl", "da")
-    )
-    if prediction.predicts_only(chosen):
-        return
-    data, splits = report.load(chosen, cells=cells_for(chosen.SELECT_BY))
-    samples = generate.make_samples(chosen.DATA_DIR, data, chosen.ALLOYS, chosen.CLUSTERS)
-    if chosen.METHOD == "da":
-        selected = generate.select(samples, chosen.AUGMENT, chosen.ALLOYS)
-
-    def fit(train_rows, watch_rows, epochs):
-        loop = {
-            "rate": chosen.LEARNING_RATE, "batch_size": chosen.BATCH_SIZE,
-            "patience": chosen.PATIENCE, "device": chosen.DEVICE,
-        }  # fmt: skip
-        labelled = label_by_ce(data, samples, train_rows, chosen.CLUSTERS, chosen.ALPHA)
-        if chosen.METHOD == "da":
-            return augment(data, labelled, selected, train_rows, watch_rows, epochs, chosen.SEEDS, **loop)
-        source = {"source_epochs": chosen.SOURCE_EPOCHS, "source_rate": chosen.SOURCE_LEARNING_RATE}
-        return transfer(data, labelled, train_rows, watch_rows, epochs, chosen.SEEDS, **source, **loop)
-
-    trained = common.fit_selected(
-        fit, data.table, splits, chosen.SELECT_BY, chosen.EPOCHS, chosen.HOLD_OUT, chosen.REFIT
-    )
-    report.report(chosen, data, splits, report.of_networks(trained, data))
+    cfg = settings.read(globals(), **KINDS)
+    settings.output_folder(cfg.RESULTS_DIR)
+    data = common.load_data(cfg, cells_for(cfg.SELECT_BY))
+    splits = common.splits_of(data, cfg)
+    method = partial(METHODS[cfg.METHOD], samples=generate.make_samples(cfg, data))
+    trained = common.fit_selected(method, data, splits, cfg)
+    report.report(cfg, data, splits, report.of_networks(cfg, data, splits, trained))
 
 
 if __name__ == "__main__":

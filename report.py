@@ -1,236 +1,336 @@
-"""What a run that trains leaves behind.
+"""What a run leaves behind: figures printed, and a folder of tables, a picture and a checkpoint.
 
-Nothing to run here. Data and splits of a run read, figures printed, tables, plot and checkpoint written.
+Nothing to run here. A run's folder is written hidden, and gets its name when all is in it.
 """
 
+import difflib
+import inspect
+import itertools
+import json
+import os
+import platform
+import re
+import shutil
+import textwrap
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 import common
-import settings
-from common import METHODS, TARGETS
-from prediction import predict_for, save_checkpoint, spread
+from common import TARGETS
 from settings import InputError
 
-HOW = {"reference": "selected on the test set", "validation": "selected on held-out training alloys"}
-# In pictures: the alloys that are predicted, and of which of them a percentage is kept for training.
-ALLOYS_IN_WORDS = {
-    "4+5": ("alloys of four and more elements", "them"),
-    "Total": ("alloys of two and more elements", "those of four and more"),
-}
+METHODS = {"scratch": "Scratch", "scratch_prime": "Scratch′", "da": "DA", "tl": "TL"}
+HOW = {"reference": "epoch chosen on the test set", "validation": "epoch chosen on held-out training alloys"}
+PLACES = ("DATA_DIR", "TABLE_DIR", "RESULTS_DIR", "CHECKPOINT", "JOBS")  # settings that change no result
 MOST_RUNS = 16  # printed one by one; all are in the files
+EXAMPLES = 10  # training inputs whose predictions a checkpoint holds
+TOLERANCE = 1e-3  # deviations of the target by which these may differ: processors round differently
+
+
+# ==== files =======================================================================================
+
+
+def write_csv(frame, path):
+    """Write a CSV file that is there as a whole or not at all, with the same line ends on all machines."""
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        frame.to_csv(hidden, index=False, lineterminator="\n", errors="replace")
+        os.replace(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+@contextmanager
+def run_folder(cfg, name, sha256, network=None):
+    """A new folder to write to, which becomes RESULTS_DIR/name when the block ends well.
+
+    sha256: {what: checksum} of the run's data. network: its common.Network, if it has one. The folder of an
+    earlier run of the same settings, data and network is replaced; one of any other is not touched, and the
+    next free name is taken. What these are, and on which versions and processor, is in settings.json.
+    """
+    used = {name: value for name, value in vars(cfg).items() if name not in PLACES}
+    layers = network and {"layers": repr(network), "source": inspect.getsource(type(network))}
+    same = {"settings": used, "sha256": sha256, "network": layers}
+    same, info = json.loads(json.dumps(same, default=str)), Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text("utf-8") if info.is_file() else "")
+    made_on = {"processor": found[1] if found else platform.processor(), "python": platform.python_version()}
+    made_on |= {"numpy": np.__version__, "torch": torch.__version__, "data": str(cfg.DATA_DIR.resolve())}
+    hidden = cfg.RESULTS_DIR / f".{name}.{uuid.uuid4().hex[:8]}"
+    hidden.mkdir(parents=True)
+    try:
+        (hidden / "settings.json").write_text(json.dumps(same | made_on, indent=1), "utf-8")
+        yield hidden
+        files = sorted(path.name for path in hidden.iterdir())
+        for free in itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2))):
+            place = cfg.RESULTS_DIR / free
+            if not place.exists() or is_of(place, same):
+                break
+        if place.exists():
+            shutil.rmtree(place)
+        hidden.rename(place)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    print(f"written to {place}: {', '.join(files)}")
+
+
+def is_of(place, same):
+    """Whether a folder is of a run with the same settings, data and network."""
+    try:
+        return same.items() <= json.loads((place / "settings.json").read_text("utf-8")).items()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+@contextmanager
+def picture(path, size, title, note=""):
+    """A matplotlib Figure to draw on, saved at the end; one that fails costs nothing else, and is said.
+
+    size: in inches. note: small, below the picture: data, rule, split. No display is needed, and no settings
+    of the user's count.
+    """
+    os.environ["MPLBACKEND"] = "agg"
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcdefaults()
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(textwrap.fill(note, round(18 * size[0])), fontsize=7, color="0.35")
+    try:
+        yield figure
+        figure.savefig(path, dpi=150)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the results are worth more)
+        print(f"{path.name} could not be drawn: {error}")
+
+
+# ==== figures =====================================================================================
 
 
 class Outcome(NamedTuple):
-    """What a method has found, for the report."""
+    """What a method has found, for `report`."""
 
-    predicted: np.ndarray  # (n_splits, n_seeds, n) for all alloys of the data, in the target's unit
+    method: str  # the first word of the run's name
+    title: str  # of pictures: the method, and how it was chosen
+    predicted: np.ndarray  # (n_splits, n_members, n) for all alloys of the data, in the target's unit
     scales: np.ndarray  # (n_splits,), standard deviation by which losses are standardised
-    epochs: np.ndarray  # (n_splits * n_seeds,)
-    losses: list  # rows (replica, epoch, loss in training, loss on the watched set)
+    members: list  # of dicts, n_splits * n_members: what each is, such as seed and epoch
+    losses: pd.DataFrame  # of training; or None
     columns: dict  # what else it says of each alloy: {name: (n_splits, n)}
-    state: dict  # of tensors, numbers and lists: what a checkpoint needs to predict again
-    module: str  # that has `predictor`, which reads the state
-    pictures: tuple = ()  # of (ending of the name, function of a path)
+    state: dict  # of tensors, numbers and lists: what predicts again
+    network: object  # a common.Network; or None
 
 
-def of_networks(trained, data):
+def of_networks(cfg, data, splits, trained):
     """Outcome of common.Trained."""
-    scales = np.array([one.target.scale_.item() for one in trained.scalers])
-    predicted = common.predict(trained, data.inputs)
-    return Outcome(predicted, scales, trained.epochs, trained.losses, {}, common.state_of(trained), "common")
+    runs = [(split.number, seed) for split in splits for seed in cfg.SEEDS]
+    losses = [(*runs[i], *rest) for i, *rest in sorted(trained.losses)]
+    return Outcome(
+        cfg.METHOD,
+        f"{METHODS[cfg.METHOD]}, {HOW[cfg.SELECT_BY]}",
+        common.predict(trained, data.inputs),
+        np.array([of_target.scale_.item() for _, of_target in trained.scalers]),
+        [{"seed": seed, "epoch": epoch} for (_, seed), epoch in zip(runs, trained.epochs.tolist())],
+        pd.DataFrame(losses, columns=["split", "seed", "epoch", "train_loss", "watch_loss"]),
+        {},
+        network_state(trained, data.inputs[splits[0].train[:EXAMPLES]]),
+        trained.networks[0],
+    )
 
 
-def load(chosen, high_only=False, cells="given"):
-    """Data and splits that the settings ask for. InputError where a split leaves nothing to learn from.
-
-    cells: what the data's clusters are counted on.
-    """
-    data = common.load_data(
-        chosen.DATA_DIR, chosen.TABLE_DIR, chosen.TARGET, chosen.ELEMENTS, chosen.EXCLUDED_PAIRS,
-        cells, chosen.PHASE_INPUT,
-    )  # fmt: skip
-    splits = [
-        common.split_rows(data.table, chosen.ALLOYS, chosen.PERCENT, number, high_only)
-        for number in chosen.SPLITS
-    ]
-    for number, train, _ in splits:
-        for phase in common.phases_of(data.table):
-            if not (data.table.phase.to_numpy()[train] == phase).any():
-                raise InputError(
-                    f"split {number}: PERCENT {chosen.PERCENT:g} leaves no {phase} training alloys"
-                )
-        refuse_constant(data, train, f"split {number}: ")
-    return data, splits
-
-
-def refuse_constant(data, rows, where):
-    """InputError where all the rows have one and the same value."""
-    if np.ptp(data.targets[rows]) == 0:
-        value = f"{data.targets[rows][0]:g} in all {len(rows)} training alloys"
-        raise InputError(f"{where}{data.target} is {value}, so that there is nothing to learn")
-
-
-def scores(true, predicted, target_scale=1.0):
+def scores(true, predicted, scale=1.0):
     """R2, loss (mean squared error in standardised units), RMSE and MAE in the target's units."""
     from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-    squared = mean_squared_error(true, predicted)
-    return {
-        "R2": r2_score(true, predicted) if len(true) > 1 else np.nan,
-        "loss": squared / target_scale**2,
-        "RMSE": squared**0.5,
-        "MAE": mean_absolute_error(true, predicted),
-    }
+    squared, r2 = mean_squared_error(true, predicted), r2_score(true, predicted) if len(true) > 1 else np.nan
+    found = {"R2": r2, "loss": squared / scale**2, "RMSE": squared**0.5}
+    return found | {"MAE": mean_absolute_error(true, predicted)}
 
 
-def parts_of(split):
-    """[(name, rows)] of training and test set; of the split 'all' there is but the first."""
-    return [(name, rows) for name, rows in (("train", split.train), ("test", split.test)) if len(rows)]
+def scores_of(data, parts, predicted, scale):
+    """`scores` of each part of a split, {name: rows}, as one row: train_R2 and so on; predicted: (n,)."""
+    found = {part: scores(data.targets[rows], predicted[rows], scale) for part, rows in parts.items()}
+    return {f"{part}_{name}": value for part in parts for name, value in found[part].items()}
 
 
-def split_scores(data, split, predicted, scale):
-    """`scores` of training and test set as one row, train_R2 and so on; predicted: (n,)."""
-    return {
-        f"{part}_{name}": value
-        for part, rows in parts_of(split)
-        for name, value in scores(data.targets[rows], predicted[rows], scale).items()
-    }
+def spread(predicted):
+    """Standard deviation over members, (n_members, n) -> (n,); nan of one, which has none."""
+    return predicted.std(0) if len(predicted) > 1 else np.full(predicted.shape[1], np.nan)
 
 
-def report(chosen, data, splits, outcome, how=None):
-    """Print the figures of all runs, write all results, and predict what PREDICT asks for.
+def report(cfg, data, splits, outcome):
+    """Print the figures of all runs, and write the run's folder."""
+    what = {"data": data.source, "method": outcome.method, "target": cfg.TARGET, "alloys": cfg.ALLOYS}
+    what |= {"percent": cfg.PERCENT, "unit": TARGETS[cfg.TARGET].unit}  # of RMSE and MAE
+    what |= {name.lower(): vars(cfg)[name] for name in ("SELECT_BY", "PHASE_INPUT") if name in vars(cfg)}
+    metrics, ensemble, tables, members = [], [], [], iter(outcome.members)
+    for i, (split, predicted, scale) in enumerate(zip(splits, outcome.predicted, outcome.scales)):
+        parts = {name: rows for name, rows in (("train", split.train), ("test", split.test)) if len(rows)}
+        of_split = what | {"split": split.number}
+        metrics += [of_split | next(members) | scores_of(data, parts, one, scale) for one in predicted]
+        ensemble.append(of_split | scores_of(data, parts, predicted.mean(0), scale))
+        for part, rows in parts.items():
+            values = {name: value[i, rows] for name, value in outcome.columns.items()}
+            table = data.table.loc[rows, ["structure", "phase"]].assign(set=part, true=data.targets[rows])
+            table = table.assign(mean=predicted[:, rows].mean(0), std=spread(predicted[:, rows]), **values)
+            tables.append(table.assign(unit=what["unit"]))
+            tables[-1].insert(0, "split", split.number)
+    metrics = pd.DataFrame(metrics)
+    ensemble, predictions = pd.DataFrame(ensemble), pd.concat(tables)
 
-    how: in what way the epoch was chosen; None: as SELECT_BY says.
-    """
-    rule = chosen.SELECT_BY if how is None else "fixed"
-    run_settings = {
-        "method": chosen.METHOD, "target": chosen.TARGET, "alloys": chosen.ALLOYS,
-        "percent": chosen.PERCENT, "select_by": rule,
-    }  # fmt: skip
-    words = [f"{value:g}" if isinstance(value, float) else value for value in run_settings.values()]
-    if chosen.PHASE_INPUT != "named":
-        run_settings["phase_input"] = chosen.PHASE_INPUT
-        words.append(chosen.PHASE_INPUT)
-    if chosen.SPLITS == ["all"]:
-        words.append("all")
-    run_settings["unit"] = TARGETS[chosen.TARGET].unit  # of RMSE and MAE
-    runs = [(split.number, seed) for split in splits for seed in chosen.SEEDS]
-    single, ensemble, tables = [], [], []
-    for i, split in enumerate(splits):
-        for j, seed in enumerate(chosen.SEEDS):
-            row = run_settings | {"split": split.number, "seed": seed, "epoch": outcome.epochs[len(single)]}
-            single.append(row | split_scores(data, split, outcome.predicted[i, j], outcome.scales[i]))
-        ensemble.append(split_scores(data, split, outcome.predicted[i].mean(0), outcome.scales[i]))
-        for part, members in parts_of(split):
-            of_members = outcome.predicted[i][:, members]
-            values = {"true": data.targets[members], "mean": of_members.mean(0), "std": spread(of_members)}
-            values |= {name: value[i, members] for name, value in outcome.columns.items()}
-            values["unit"] = run_settings["unit"]
-            tables.append(
-                data.table.iloc[members][["structure", "phase"]].assign(
-                    split=split.number, set=part, **values
-                )
-            )
-    single, ensemble, predictions = pd.DataFrame(single), pd.DataFrame(ensemble), pd.concat(tables)
-    predictions = predictions[["split", *predictions.columns.drop("split")]]
-    losses = [(*runs[replica], *rest) for replica, *rest in sorted(outcome.losses)]
-    losses = pd.DataFrame(losses, columns=["split", "seed", "epoch", "train", "watched"])
+    print(f"{outcome.title}; {cfg.TARGET}")
+    for row, member in zip(metrics.head(MOST_RUNS).to_dict("records"), outcome.members):
+        print(", ".join(f"{name} {row[name]}" for name in ["split", *member]))
+        for part in ("train", "test"):
+            if row.get(f"{part}_loss", np.nan) >= 0:
+                print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
+    if len(metrics) > MOST_RUNS:
+        print(f"and {len(metrics) - MOST_RUNS} more, in metrics.csv")
 
-    print(f"{METHODS[chosen.METHOD]} {chosen.TARGET}, epoch {how or HOW[chosen.SELECT_BY]}")
-    for row in single.head(MOST_RUNS).to_dict("records"):
-        print(f"split {row['split']}, seed {row['seed']}, epoch {row['epoch']}")
-        for part, _ in parts_of(next(split for split in splits if split.number == row["split"])):
-            print(f"{part.capitalize()}: R2: {row[part + '_R2']:.6f}, loss: {row[part + '_loss']:.6f}")
-    if len(single) > MOST_RUNS:
-        print(f"and {len(single) - MOST_RUNS} more, in the file of metrics")
-
-    identity = settings.identity(chosen, data.sha256)
-    of_run = chosen.RESULTS_DIR, "_".join(words), "{}_settings.json", identity
-    with settings.files_of_run(*of_run) as (new, name):
-        new(f"{name}_settings.json").write_text(identity, encoding="utf-8")
-        if len(single) > 1 and "test_R2" in single:
-            summary = summarise(chosen, single, ensemble, predictions)
-            summary = pd.DataFrame([run_settings]).merge(summary, how="cross")
-            settings.write_csv(summary, new(f"{name}_summary.csv"))
-        settings.write_csv(single, new(f"{name}_metrics.csv"))
-        settings.write_csv(predictions, new(f"{name}_predictions.csv"))
-        settings.write_csv(losses, new(f"{name}_losses.csv"))
-        plot_parity(chosen, data, predictions, how or HOW[chosen.SELECT_BY], new(f"{name}_parity.png"))
-        for ending, draw in outcome.pictures:
-            draw(new(f"{name}_{ending}.png"))
-        save_checkpoint(chosen, data, splits, outcome, new(f"{name}.pt"))
-    print(f"written: {chosen.RESULTS_DIR / name}_*.csv, _settings.json, _parity.png and .pt")
-    if chosen.PREDICT:
-        predict_for(chosen, chosen.RESULTS_DIR / f"{name}.pt")
+    words = [outcome.method, cfg.TARGET, cfg.ALLOYS, f"{cfg.PERCENT:g}", what.get("select_by")]
+    words += ["found" * (what.get("phase_input") == "found"), "all" * (cfg.SPLITS == ["all"])]
+    with run_folder(cfg, "_".join(filter(None, words)), data.sha256, outcome.network) as folder:
+        if len(metrics) > 1 and "test_R2" in metrics:
+            write_csv(summarise(metrics, ensemble, predictions), folder / "summary.csv")
+        write_csv(metrics, folder / "metrics.csv")
+        write_csv(predictions, folder / "predictions.csv")
+        if outcome.losses is not None:
+            write_csv(outcome.losses, folder / "losses.csv")
+        plot_parity(cfg, data, outcome, predictions, folder / "parity.png")
+        save_checkpoint(cfg, data, splits, outcome, folder / "model.pt")
 
 
-def summarise(chosen, single, ensemble, predictions):
+def summarise(metrics, ensemble, predictions):
     """Print and return the test set's figures, mean and standard deviation over splits.
 
-    single: a row per network; the mean over a split's seeds enters. ensemble: a row per split, of
-    the mean prediction over seeds. Returns a frame with a row for each.
+    metrics: a row per member; the mean over a split's members enters. ensemble: a row per split, of the
+    mean prediction over members. Returns a frame with a row for each.
     """
-    unit, names = TARGETS[chosen.TARGET].unit, ["test_R2", "test_RMSE", "test_MAE"]
-    counts = {"splits": len(chosen.SPLITS), "seeds": len(chosen.SEEDS)}
-    rows = []
-    for kind, frame in (("single networks", single.groupby("split")[names].mean()), ("ensemble", ensemble)):
-        mean, std = frame[names].mean(), frame[names].std()
-        figures = []
-        for name in names:
-            spread = f" ± {std[name]:.4f}" if len(frame) > 1 else ""
-            figures.append(f"{name[5:]} {mean[name]:.4f}{spread}" + (f" {unit}" if name != "test_R2" else ""))
-        print(f"{kind}, {counts['splits']} split(s) x {counts['seeds']} seed(s), test: {', '.join(figures)}")
-        rows.append(
-            {"of": kind} | counts | mean.add_suffix("_mean").to_dict() | std.add_suffix("_std").to_dict()
-        )
-    if len(chosen.SEEDS) > 1:
+    names, what = ["test_R2", "test_RMSE", "test_MAE"], ["data", "method", "target", "alloys", "percent"]
+    counts = {"splits": len(ensemble), "seeds": len(metrics) // len(ensemble)}
+    kinds, rows = {"single networks": metrics.groupby("split")[names].mean(), "ensemble": ensemble[names]}, []
+    for of, frame in kinds.items():
+        mean, std = frame.mean(), frame.std()
+        shown = [f"{x[5:]} {mean[x]:.4f}" + f" ± {std[x]:.4f}" * (len(frame) > 1) for x in names]
+        shown[1:] = [f"{one} {ensemble.unit[0]}" for one in shown[1:]]
+        print(f"{of}, {counts['splits']} split(s) x {counts['seeds']} seed(s), test: {', '.join(shown)}")
+        rows.append({"of": of, **counts, **mean.add_suffix("_mean"), **std.add_suffix("_std")})
+    if counts["seeds"] > 1:
         test = predictions[predictions.set == "test"]
         error = (test["mean"] - test.true).abs()
         within = [(error <= n * test["std"]).mean() for n in (1, 2)]
         print(
-            f"the truth lies within one spread of the seeds for {within[0]:.0%} of test alloys, "
-            f"within two for {within[1]:.0%}"
+            f"truth within one standard deviation of the seeds: {within[0]:.0%}, within two: {within[1]:.0%}"
         )
         rows[1] |= {"within_1_std": within[0], "within_2_std": within[1]}
-    return pd.DataFrame(rows)
+    return ensemble[what].head(1).merge(pd.DataFrame(rows), how="cross")
 
 
-def plot_parity(chosen, data, predictions, how, path):
-    """True against predicted values (mean over seeds), training and test set of all splits.
+def plot_parity(cfg, data, outcome, predictions, path):
+    """True against predicted values, mean over members: test sets pooled, training alloys' mean over splits.
 
-    With bars of the 90 % interval where the method states one. how: in what way the epoch was chosen.
+    With bars of the 90 % interval where the method states one.
     """
-    from matplotlib.figure import Figure
+    target, n_members = TARGETS[cfg.TARGET], outcome.predicted.shape[1]
+    number = f"{len(cfg.SPLITS)} splits pooled" if len(cfg.SPLITS) > 1 else f"split {cfg.SPLITS[0]}"
+    kept = f"{cfg.PERCENT:g} % of the training alloys of four and more elements"
+    note = f"{data.source}; {number}, mean of {n_members} seed(s); {kept}"
+    both = np.concatenate([predictions.true, predictions["mean"]])
+    ends = both.min() - 0.04 * np.ptp(both), both.max() + 0.04 * np.ptp(both)
+    with picture(path, (5, 5.4), f"{target.label}: {outcome.title}", note) as figure:
+        axes = figure.subplots()
+        for part, name, colour in (("train", "training", "0.6"), ("test", "test", "tab:red")):
+            points = predictions[predictions.set == part]
+            if points.empty:
+                continue
+            if part == "train":
+                points = points.groupby(["structure", "phase"], as_index=False).mean(numeric_only=True)
+            found = scores(points.true, points["mean"])
+            label = f"{name} ({len(points)}): R² {found['R2']:.3f}, RMSE {found['RMSE']:.4f} {target.unit}"
+            for phase, marker in zip(common.PHASES, "os"):
+                of_phase = points[points.phase == phase]
+                style = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "lw": 0}
+                axes.scatter(of_phase.true, of_phase["mean"], label=label, **style)
+                label = None  # said once, by the circles
+            if "half_width_90" in points:
+                bars = {"fmt": "none", "ecolor": colour, "lw": 0.6, "alpha": 0.5}
+                axes.errorbar(points.true, points["mean"], points.half_width_90, **bars)
+        axes.plot(ends, ends, c="k", lw=0.8, zorder=0)
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
+        axes.set_xlabel(f"{target.label} in the database ({target.unit})")
+        axes.set_ylabel(f"predicted {target.label} ({target.unit})")
+        said = ["circles fcc, squares bcc"] + ["bars: 90 % interval"] * ("half_width_90" in predictions)
+        said += ["no test set: the fit, not how well it predicts"] * (cfg.SPLITS == ["all"])
+        axes.legend(fontsize=8, title="\n".join(said), title_fontsize=8, loc="upper left")
 
-    target = TARGETS[chosen.TARGET]
-    axes = (figure := Figure(figsize=(5, 5.4), layout="constrained")).subplots()
-    for part, name, colour in (("train", "training", "tab:gray"), ("test", "test", "tab:red")):
-        points = predictions[predictions.set == part]
-        if points.empty:
-            continue
-        found = scores(points.true, points["mean"])
-        label = f"{name} ({len(points)}): R² {found['R2']:.3f}, RMSE {found['RMSE']:.4f} {target.unit}"
-        axes.scatter(points.true, points["mean"], s=12, c=colour, alpha=0.6, label=label)
-        if "half_width_90" in points:
-            half = points.half_width_90
-            axes.errorbar(points.true, points["mean"], half, fmt="none", ecolor=colour, lw=0.6, alpha=0.5)
-    axes.axline((0, 0), slope=1, c="k", lw=0.8, zorder=0)
-    axes.set(
-        xlabel=f"{target.label} in the database ({target.unit})",
-        ylabel=f"predicted {target.label} ({target.unit})",
-    )
-    alloys, kept = ALLOYS_IN_WORDS[chosen.ALLOYS]
-    lines = [
-        f"{METHODS[chosen.METHOD]}, phase as {chosen.PHASE_INPUT}, epoch {how}",
-        f"{alloys}, {chosen.PERCENT:g} % of {kept} for training",
-        f"data: {data.source}",
-    ]
-    figure.suptitle("\n".join(lines), fontsize=8)
-    ends = [end for limits in (axes.get_xlim(), axes.get_ylim()) for end in limits]
-    axes.set(xlim=(min(ends), max(ends)), ylim=(min(ends), max(ends)), aspect="equal")
-    bars = "bars: 90 % interval" if "half_width_90" in predictions else None
-    axes.legend(fontsize=8, title=bars, title_fontsize=8)
-    figure.savefig(path, dpi=150, format="png")
+
+# ==== the checkpoint ==============================================================================
+
+
+def network_state(trained, inputs):
+    """What predictions of common.Trained need, and what tells whether Network is still the same."""
+    return {
+        "weights": [one.state_dict() for one in trained.networks],
+        "scalers": [[tuple(map(torch.tensor, (s.mean_, s.scale_))) for s in p] for p in trained.scalers],
+        "layers": repr(trained.networks[0]),
+        "inputs": torch.tensor(inputs),
+        "predicted": torch.tensor(common.predict(trained, inputs)),
+    }
+
+
+def load_networks(state, n_elements, path):
+    """common.Trained from `network_state`. InputError where common.Network is another than it was."""
+    from sklearn.preprocessing import StandardScaler
+
+    def scaler(mean, scale):
+        made = StandardScaler()
+        made.mean_, made.scale_, made.n_features_in_ = mean.numpy(), scale.numpy(), len(mean)
+        return made
+
+    scalers = [[scaler(*one) for one in pair] for pair in state["scalers"]]
+    networks = [common.Network(n_elements, state["inputs"].shape[1]) for _ in state["weights"]]
+    was, now = state["layers"].splitlines(), repr(networks[0]).splitlines()
+    changed = ", ".join(line.strip() for line in difflib.ndiff(was, now) if line[0] in "+-")
+    fault = f"{path}: its network is another than Network in common.py: {changed}"
+    if was != now:
+        raise InputError(fault)
+    try:
+        for network, weights in zip(networks, state["weights"]):
+            network.load_state_dict(weights)
+    except RuntimeError as error:  # parameters that layers do not show
+        raise InputError(f"{fault} {error}") from None
+    trained = common.Trained(networks, scalers, np.zeros(len(networks), int), [])
+    off = np.abs(common.predict(trained, state["inputs"].numpy()) - state["predicted"].numpy()).max()
+    if not off < TOLERANCE * min(pair[1].scale_.item() for pair in scalers):
+        raise InputError(f"{path}: Network in common.py has another forward than its network: {off:.2g} off")
+    return trained
+
+
+def seen_in_training(data, rows):
+    """What tells alloys outside of what some rows hold: elements, phases, pairs and ranges."""
+    elements, inputs = data.system.elements, data.inputs[rows]
+    held = inputs[:, : len(elements)] > 0  # which elements, in each alloy
+    pairs = itertools.combinations(range(len(elements)), 2)
+    most = inputs[:, -len(data.phases) :].max(0)
+    return {
+        "elements": [*elements], "phases": [p for p, share in zip(data.phases, most) if share > 0.5],
+        "unseen": [[elements[i] for i in pair] for pair in pairs if not held[:, pair].all(1).any()],
+        "n_components": sorted({*data.table.n_components[rows].tolist()}),
+        "least": torch.tensor(inputs.min(0)), "greatest": torch.tensor(inputs.max(0)),
+    }  # fmt: skip
+
+
+def save_checkpoint(cfg, data, splits, outcome, path):
+    """What predictions need, and what the run has seen, so that alloys outside of it are told."""
+    saved = seen_in_training(data, np.unique(np.concatenate([split.train for split in splits]))) | {
+        "method": outcome.method, "title": outcome.title, "target": cfg.TARGET, "data": data.source,
+        "phase_input": getattr(cfg, "PHASE_INPUT", "named"), "state": outcome.state,
+        "excluded": [sorted(pair) for pair in data.system.excluded],
+        "properties": common.element_properties(data.system.elements).tolist(),
+    }  # fmt: skip
+    torch.save(saved, path)
