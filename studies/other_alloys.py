@@ -16,19 +16,18 @@ systems       the same, LABELS drawn from four fifths of the systems of four ele
     of the last fifth: five splits leave out each system once, the next five divide them otherwise.
 
 Writes to RESULTS_DIR parts/ (an interrupted run goes on), other_alloys.csv (a row per method, split and
-phase) and other_alloys.md, the table, which it prints with time and memory. Methods that read clusters are
+phase) and other_alloys.md, the table, which it prints. Methods that read clusters are
 left out where there are no structures.
 """
 
-import hashlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -39,6 +38,7 @@ import compare_methods
 import common
 import report
 import settings
+import structure_stat
 from settings import InputError
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -46,85 +46,77 @@ DATA_DIR = "../shared/other_data"  # folder with the two data sets as published
 INPUT_DIR = None  # folder to keep what they are turned into; None: a temporary one
 RESULTS_DIR = "results/other_alloys"  # folder for what this script writes
 TESTS = "arrangements drawn systems"  # which to do
-METHODS = "scratch tl da committee ce gp svr"  # which to compare
+METHODS = "scratch tl da phase_gp ce gp svr"  # which to compare
 PERCENTS = "0 20 40 100"  # arrangements: shares of the training set's quaternaries
 LABELS = "300"  # drawn, systems: numbers of training alloys; all there are, where there are not as many
 SPLITS = "0-19"  # random splits into training and test set
 SEEDS = "0-3"  # networks per split
+SCHEDULER = None  # address of a Dask scheduler, whose workers import this project; None: this machine's cores
 # --------------------------------------------------------------------------------------------------
 
-ROOT = Path(__file__).resolve().parent.parent
 EV_PER_RYDBERG = 13.605693
 PURE = {"Cu": -240.11121086, "Ni": -352.62417749, "Pd": -333.69496589, "Ag": -173.55506507}  # eV, 64 atoms
 FOLDS = 5  # of the systems
-SETS = {"arrangements": "CuNiPdAg", "drawn": "quaternaries", "systems": "quaternaries"}
-TITLES = {
-    "arrangements": "Cu-Ni-Pd-Ag, arrangements", "drawn": "15 elements, drawn",
-    "systems": "15 elements, systems left out",
-}  # fmt: skip
-LABELS_OF = compare_methods.LABELS | {"committee_found": "committee, in the phase"}
-KEYS = ["test", "amount", "phase"]  # amount: of labels; of arrangements the share of the quaternaries
+SETS = {  # of each test: the data set, and its name in the table
+    "arrangements": ("CuNiPdAg", "Cu-Ni-Pd-Ag, arrangements"),
+    "drawn": ("quaternaries", "15 elements, drawn"),
+    "systems": ("quaternaries", "15 elements, systems left out"),
+}
+NAMES = compare_methods.LABELS | {"phase_gp_found": "the same, told the phase"}  # of the table's columns
 
 
 # ---- the data sets as this project's input ---------------------------------------------------------
 
 
-def array(entry):
-    """An array of ASE's JSON: {"__ndarray__": [shape, type, numbers]}, perhaps wrapped in "array"."""
-    shape, _, numbers = entry.get("array", entry)["__ndarray__"]
-    return np.reshape(numbers, shape)
-
-
-def write_cunipdag(source, folder):
-    """Database.csv and POSCARS/ of the cells that have an energy; names end with their numbers and fcc."""
+def cunipdag(source, folder):
+    """Rows of Database.csv of the cells that have an energy, whose POSCARS/ it writes: .._number_fcc."""
     from pymatgen.core import Structure
     from pymatgen.io.vasp.inputs import Poscar
 
     entries = json.loads((source / "CuNiPdAg_structures.json").read_text("utf-8"))
     energies = pd.read_csv(source / "CuNiPdAg_properties.csv", index_col=0).final_energy
     (folder / "POSCARS").mkdir(parents=True, exist_ok=True)
-    rows = []
     for number, energy in energies.items():
         entry = entries[str(entries["ids"][number])]  # numbers count from 0, in the order of the ids
-        cell, atoms, positions = (array(entry[name]) for name in ("cell", "numbers", "positions"))
+        arrays = [entry[name].get("array", entry[name]) for name in ("cell", "numbers", "positions")]
+        arrays = [array["__ndarray__"] for array in arrays]  # of ASE's JSON: shape, type, numbers
+        cell, atoms, positions = (np.reshape(numbers, shape) for shape, _, numbers in arrays)
         structure = Structure(cell, atoms, positions, coords_are_cartesian=True).get_sorted_structure()
         counts = {e: round(structure.composition[e]) for e in PURE}
         name = "".join(f"{e}{n}" for e, n in counts.items() if n) + f"_{number}_fcc"
         text = Poscar(structure).get_str(significant_figures=12)
         (folder / "POSCARS" / name).write_text(text, encoding="utf-8")
-        n_atoms = len(structure)
-        mixing = (energy - sum(n * PURE[e] for e, n in counts.items()) / n_atoms) / n_atoms
-        rows.append((name, "fcc", mixing))
-    write_database(rows, folder)
+        of_elements = sum(n * PURE[e] for e, n in counts.items()) / len(structure)
+        yield name, "fcc", (energy - of_elements) / len(structure)
 
 
-def write_quaternaries(source, folder):
-    """Database.csv alone: there are no structures."""
-    rows = []
+def quaternaries(source, folder):
+    """Rows of Database.csv; there are no structures."""
     for entry in json.loads((source / "quaternary_fcc_bcc.json").read_text("utf-8")):
         formula, phase = entry["Composition"].replace(" ", ""), entry["Crystal structure"]
         energy = entry["Formation enthalpy"] * EV_PER_RYDBERG
         if entry["Bulk modulus"] <= 0:  # no minimum of the energy: its fit to volumes has gone wrong
             print(f"left out, {formula} {phase}: {entry['Bulk modulus']:.0f} GPa, {energy:.3f} eV/atom")
             continue
-        rows.append((f"{formula}_{phase}", phase, energy))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_database(rows, folder)
+        yield f"{formula}_{phase}", phase, energy
 
 
-def write_database(rows, folder):
-    columns = ["structures", "phase", common.TARGETS["Ef"].column]
-    settings.write_csv(pd.DataFrame(rows, columns=columns), folder / "Database.csv")
+def settings_of(folder):
+    """What common.load_data and generate.make_samples read of a data set that lies in a folder."""
+    no = {"ELEMENTS": None, "EXCLUDED_PAIRS": None}
+    return SimpleNamespace(DATA_DIR=folder, TABLE_DIR=folder, TARGET="Ef", PHASE_INPUT="named", **no)
 
 
 def load(name, source, folder):
-    """A data set of SETS as common.Data, by way of the project's input and scripts."""
-    folder = folder / name
-    {"CuNiPdAg": write_cunipdag, "quaternaries": write_quaternaries}[name](source, folder)
+    """A data set of SETS as common.Data, written to a folder as this project's input."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {"CuNiPdAg": cunipdag, "quaternaries": quaternaries}[name](source, folder)
+    columns = ["structures", "phase", common.TARGETS["Ef"].column]
+    report.write_csv(pd.DataFrame(rows, columns=columns), folder / "Database.csv")
     if (folder / "POSCARS").is_dir():
         flags = ["--data-dir", folder, "--cells", "lattice", "--excluded-pairs", "None"]
-        subprocess.run([sys.executable, ROOT / "structure_stat.py", *flags], check=True)
-    return common.load_data(folder, folder, "Ef", cells="lattice")
+        subprocess.run([sys.executable, structure_stat.__file__, *flags], check=True)
+    return common.load_data(settings_of(folder), "lattice")
 
 
 # ---- splits and one piece of work ------------------------------------------------------------------
@@ -149,55 +141,39 @@ def split_of(data, test, amount, number):
     return common.Split(number, train, test_rows), len(pool)
 
 
-def work(piece, data, data_dir, seeds):
-    """Fit a method on a chunk of splits: rows of the tidy table, one per split and phase of the test set."""
-    started = time.time()
+def work(piece, data, cfg):
+    """Fit a method on a chunk of splits: rows of other_alloys.csv, a row per split and phase tested."""
+    started, rows = time.time(), []
     splits, pools = zip(*(split_of(data, piece["test"], piece["amount"], n) for n in piece["splits"]))
-    found, outcome = compare_methods.answers(piece, data, data_dir, splits, seeds)
-    rows = []
-    for (phase_input, predicted), i in product(found.items(), range(len(splits))):
-        split, pool, values = splits[i], pools[i], predicted[i]
+    found = compare_methods.answers(piece, data, splits, cfg)
+    for (phase_input, (predicted, half_widths)), i in product(found.items(), range(len(splits))):
+        number, train, test = splits[i]
         method = piece["method"] if phase_input == "named" else f"{piece['method']}_{phase_input}"
         for phase in common.phases_of(data.table):
-            of_phase = data.table.phase.to_numpy()[split.test] == phase
-            tested, of_committee = split.test[of_phase], {}
-            true = data.targets[tested]
-            if outcome is not None:
-                of_committee = compare_methods.of_intervals(data, outcome, i, tested, phase_input)
+            tested = test[data.table.phase.to_numpy()[test] == phase]
             rows.append(
-                {"test": piece["test"], "amount": piece["amount"], "method": method}
-                | {"phase": phase, "split": split.number, "n_train": len(split.train)}
-                | {"n_test": len(split.test), "n_pool": pool, "spread": true.std()}
-                | {k: v for k, v in report.scores(true, values.mean(0)[of_phase]).items() if k != "loss"}
-                | of_committee
-                | {"seconds": (time.time() - started) / len(splits), "memory_MB": peak_memory()}
+                {"test": piece["test"], "amount": piece["amount"], "method": method, "phase": phase}
+                | {"split": number, "n_train": len(train), "n_test": len(test), "n_pool": pools[i]}
+                | {"spread": data.targets[tested].std()}
+                | compare_methods.figures(data, tested, predicted[i], half_widths[i])
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(seconds=(time.time() - started) / len(splits))
 
 
-def peak_memory():
-    """The most memory that this process has held, in MB; nan where the system does not say."""
-    with suppress(ImportError):  # Windows
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    return np.nan
-
-
-def pieces_of(chosen, data):
-    """All pieces of work: dicts that compare_methods.predictions reads, and test, amount and splits."""
+def pieces_of(cfg, data):
+    """All pieces of work: dicts that compare_methods.answers reads, and test, amount and splits."""
     pieces = []
-    for test in chosen.TESTS:
-        amounts = map(int, chosen.PERCENTS) if test == "arrangements" else chosen.LABELS
-        methods = compare_methods.able(chosen.METHODS, data[SETS[test]].clusters is not None)
+    for test in cfg.TESTS:
+        amounts = map(int, cfg.PERCENTS) if test == "arrangements" else cfg.LABELS
+        methods = compare_methods.able(cfg.METHODS, data[SETS[test][0]].clusters is not None)
         for amount, method in product(amounts, methods):
-            rule = "validation" if method in compare_methods.NETWORKS else "training set"
+            is_network = method in compare_methods.NETWORKS
+            rule = "validation" if is_network else compare_methods.HONEST
             piece = dict(zip(compare_methods.KEYS, ("4+5", "Ef", amount, "named", method, rule)))
             # Networks gain from company; of the others' thousands of rows one split at a time is enough.
-            step = compare_methods.CHUNK if method in compare_methods.NETWORKS else 1
-            for start in range(0, len(chosen.SPLITS), step):
-                numbers = chosen.SPLITS[start : start + step]
+            step = compare_methods.CHUNK if is_network else 1
+            for start in range(0, len(cfg.SPLITS), step):
+                numbers = cfg.SPLITS[start : start + step]
                 pieces.append(piece | {"test": test, "amount": amount, "splits": numbers})
     return pieces
 
@@ -211,79 +187,69 @@ def ratio(frame, one, other):
     What splits have in common goes with the test set's share. Where labels are drawn and the fewer, nearly
     all others are tested on in each split: it goes with the share of the labels.
     """
-    rmse = frame.pivot(index="split", columns="method", values="RMSE")
-    base, first = compare_methods.pooled(rmse[other]), frame.iloc[0]
+    rmse, first = frame.pivot(index="split", columns="method", values="RMSE"), frame.iloc[0]
+    if not {one, other} <= {*rmse}:
+        return ""
     shared, rest = first.n_test, first.n_pool
     if first.test == "drawn":
         shared, rest = sorted([first.n_test, first.n_train])
     half = compare_methods.corrected_interval(rmse[one] - rmse[other], n_pool=rest, n_test=shared)
+    base = compare_methods.pooled(rmse[other])
     return f"{compare_methods.pooled(rmse[one]) / base:.2f} ± {half / base:.2f}"
 
 
 def markdown(frame):
     """A row per test, amount and phase: RMSE over all splits ± standard deviation over splits, and ratios."""
-    methods = [m for m in LABELS_OF if m in set(frame.method)]
-    names = ["labels", "predicted", "spread", *(LABELS_OF[m] for m in methods)]
-    names += ["TL / Scratch", "DA / Scratch", "committee / best peer", "held by its 90 % intervals"]
+    methods = [method for method in NAMES if method in {*frame.method}]
+    names = ["data set", "labels", "predicted", "spread", *(NAMES[method] for method in methods)]
+    names += ["TL / Scratch", "DA / Scratch", "phase_gp / best peer", "within its 90 % intervals"]
     lines = [
         f"Test RMSE in meV/atom: root of the mean squared error over {frame.split.nunique()} splits ±",
         "standard deviation over splits; networks: ensembles, epoch by validation; ratios: 95 % intervals.\n",
-        "| data set | " + " | ".join(names) + " |", "|" + " --- |" * (len(names) + 1),
-    ]  # fmt: skip
-    for (test, amount, phase), group in frame.groupby(KEYS, sort=False):
-        rmse = group.groupby("method").RMSE.agg([compare_methods.pooled, "std"])
-        share = f" ({amount:g} %)" if test == "arrangements" else ""
-        entries = [TITLES[test], f"{group.n_train.iloc[0]}{share}"]
-        entries += [f"{'mixing' if test == 'arrangements' else 'formation'} energy, {phase}"]
-        entries += [f"{1000 * group.spread.mean():.0f}"]
+        f"| {' | '.join(names)} |\n|{' --- |' * len(names)}",
+    ]
+    for (test, amount, phase), group in frame.groupby(["test", "amount", "phase"], sort=False):
+        rmse = 1000 * group.groupby("method").RMSE.agg([compare_methods.pooled, "std"])
+        share, kind = (f" ({amount:g} %)", "mixing") if test == "arrangements" else ("", "formation")
+        entries = [SETS[test][1], f"{group.n_train.iloc[0]}{share}", f"{kind} energy, {phase}"]
+        entries.append(f"{1000 * group.spread.mean():.0f}")
         for method in methods:
-            pooled, std = 1000 * rmse.loc[method] if method in rmse.index else (np.nan, np.nan)
+            pooled, std = rmse.loc[method] if method in rmse.index else (np.nan, np.nan)
             text = f"{pooled:.1f} ± {std:.1f}" if method in rmse.index else ""
-            entries.append(f"**{text}**" if pooled == 1000 * rmse["pooled"].min() else text)
+            entries.append(f"**{text}**" if pooled == rmse["pooled"].min() else text)
         peers = rmse["pooled"][rmse.index.isin(compare_methods.PEERS)]
-        for one in ("tl", "da"):
-            entries.append(ratio(group, one, "scratch") if {one, "scratch"} <= set(rmse.index) else "")
-        committee = group[group.method == "committee"]
-        entries.append(ratio(group, "committee", peers.idxmin()) if len(committee) and len(peers) else "")
-        entries.append(f"{committee.within_90.mean():.0%}" if len(committee) else "")
-        lines.append("| " + " | ".join(entries) + " |")
+        entries += [ratio(group, "tl", "scratch"), ratio(group, "da", "scratch")]
+        entries.append(ratio(group, "phase_gp", peers.idxmin()) if len(peers) else "")
+        own = group[group.method == "phase_gp"]
+        entries.append(f"{own.within_90.mean():.0%}" if len(own) else "")
+        lines.append(f"| {' | '.join(entries)} |")
     return "\n".join(lines) + "\n"
 
 
+KINDS = {name: compare_methods.KINDS[name] for name in ("METHODS", "PERCENTS", "SPLITS", "SCHEDULER")} | {
+    "INPUT_DIR": (None, settings.folder), "TESTS": [*SETS], "LABELS": settings.numbers,
+}  # fmt: skip
+
+
 def main():
-    chosen = settings.read(
-        globals(),
-        INPUT_DIR=settings.optional(settings.folder),
-        TESTS=settings.words_of(*SETS),
-        METHODS=settings.words_of(*compare_methods.LABELS),
-        PERCENTS=settings.words_of("0", "20", "40", "60", "80", "100"),
-        LABELS=settings.numbers,
-        SPLITS=settings.numbers,
-    )
-    started, folder = time.time(), chosen.RESULTS_DIR
-    settings.output_folder(folder / "parts")
-    own_code = Path(__file__).read_text("utf-8").split("# ---- the table")[0]
-    own_code = hashlib.sha256(own_code.encode()).hexdigest()
+    cfg = settings.read(globals(), **KINDS)
+    settings.output_folder(cfg.RESULTS_DIR / "parts")
+    own_code = Path(__file__).read_text("utf-8").split("# ---- the table")[0]  # hashed with the rest
     with tempfile.TemporaryDirectory() as temporary:
-        inputs = chosen.INPUT_DIR or Path(temporary)
-        data = {n: load(n, chosen.DATA_DIR, inputs) for n in dict.fromkeys(SETS[t] for t in chosen.TESTS)}
-        pieces = pieces_of(chosen, data)
-        paths = []
-        for piece in pieces:
+        inputs, calls, paths = cfg.INPUT_DIR or Path(temporary), [], []
+        names = dict.fromkeys(SETS[test][0] for test in cfg.TESTS)
+        data = {name: load(name, cfg.DATA_DIR, inputs / name) for name in names}
+        for piece in pieces_of(cfg, data):
+            name = SETS[piece["test"]][0]
+            own = SimpleNamespace(**vars(cfg) | vars(settings_of(inputs / name)))
+            calls.append((work, piece, data[name], own))
             code = own_code + compare_methods.code_hash(piece["method"])
-            found_in = folder, piece, data[SETS[piece["test"]]], chosen.SEEDS, code
-            paths.append(compare_methods.part_path(*found_in))
-
-        def do(piece):
-            name = SETS[piece["test"]]
-            return work(piece, data[name], inputs / name, chosen.SEEDS)
-
-        frame = compare_methods.finished(pieces, paths, do)
-    with settings.whole_files(folder) as new:
-        settings.write_csv(frame, new("other_alloys.csv"))
-        new("other_alloys.md").write_text(markdown(frame), encoding="utf-8")
-    print((folder / "other_alloys.md").read_text("utf-8"))
-    print(f"{time.time() - started:.0f} s; a process held at most {frame.memory_MB.max():.0f} MB")
+            paths.append(compare_methods.part_path(cfg.RESULTS_DIR, piece, data[name], cfg.SEEDS, code))
+        frame = compare_methods.finished(calls, paths, cfg)
+    report.write_csv(frame, cfg.RESULTS_DIR / "other_alloys.csv")
+    text = markdown(frame)
+    (cfg.RESULTS_DIR / "other_alloys.md").write_text(text, "utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
