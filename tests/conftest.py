@@ -96,23 +96,15 @@ def study_tables(tmp_path_factory):
     if not STUDY.is_dir():
         pytest.skip("the study's data is not at ../shared/HEA_data")
     folder = tmp_path_factory.mktemp("tables")
-    run("structure_stat.py", "--data-dir", STUDY, "--table-dir", folder)
+    run("structure_stat.py", "--data-dir", STUDY, "--table-dir", folder, "--cells", "given")
     return folder
-
-
-@pytest.fixture
-def little_memory():
-    """Memory that runs away becomes an error here, not the end of the machine."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(ValueError, OSError):  # macOS, or a machine that allows less
-        resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def run(script, *flags, status=0):
     """Run a script as `python script flags` does, in this process; returns what it printed."""
+    import common
+
+    common.say_once.cache_clear()  # a process of its own would say it again
     before, out, err, code = sys.argv, io.StringIO(), io.StringIO(), 0
     sys.argv = [str(ROOT / script), *map(str, flags)]
     try:
@@ -130,30 +122,28 @@ def run(script, *flags, status=0):
 def pictures(monkeypatch):
     """What pictures say, {file name: text}, of all that a test makes; nothing in one may be cut off.
 
-    All data counts as this project's, whose source is the longest to say.
+    Those in the folder of a run are called run/file. All data counts as the study's, the longest to say.
     """
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
     import common
 
-    said, save, source = {}, Figure.savefig, common.data_set(ROOT / "HEA_data")
-    monkeypatch.setattr(common, "data_set", lambda folder: source)
+    said, faults, save = {}, [], Figure.savefig
+    monkeypatch.setattr(common, "data_name", lambda folder: "HEA_data (the study's, DFT)")
 
     def savefig(figure, path, **more):
         save(figure, path, **more)
-        x0, y0, x1, y1 = figure.get_tightbbox().extents
-        assert min(x0, y0) > -0.01 and x1 < figure.get_figwidth() + 0.01, path
-        assert y1 < figure.get_figheight() + 0.01, path
-        for axes in figure.axes:
-            (left, right), (low, high) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
-            x0, y0, x1, y1 = axes.dataLim.extents
-            assert not (left > x0 or x1 > right or low > y0 or y1 > high), f"{path}: not all is in the axes"
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        if min(box.x0, box.y0) < -0.01 or box.x1 > width + 0.01 or box.y1 > height + 0.01:
+            faults.append(f"{path}: cut off")
+        folder = path.parent.name[1:].rsplit(".", 1)[0] + "/" if path.parent.name[0] == "." else ""
         texts = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
-        said[path.name.split(".", 2)[-1]] = "\n".join(filter(None, texts))
+        said[folder + path.name] = "\n".join(filter(None, texts))
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    return said
+    yield said
+    assert not faults  # raised where a picture is saved, it would cost that picture alone
 
 
 def edited(folder, *lines):

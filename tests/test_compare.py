@@ -1,4 +1,4 @@
-"""The comparison of methods: statistics by hand, resumption, and a Dask cluster of two workers."""
+"""The comparison of methods: statistics by hand, what a method may read, resumption, a Dask cluster."""
 
 import shutil
 import sys
@@ -15,177 +15,134 @@ sys.path.insert(0, str(ROOT / "studies"))
 import compare_methods
 
 import common
-import processes
+import settings
 
+KEYS, LABELS, HONEST = compare_methods.KEYS, compare_methods.LABELS, compare_methods.HONEST
 SMALL = ["--splits", "0-1", "--seeds", "0-1", "--percents", "100", "--targets", "Ms", "--alloy-sets", "4+5"]
 
 
-def test_corrected_interval_by_hand():
-    """Two splits, differences 1 and 3: variance 2, t(0.975, 1) = 12.7062, factor 1/2 + 1/4."""
-    found = compare_methods.corrected_interval(np.array([1.0, 3.0]), n_pool=40, n_test=10)
-    assert found == pytest.approx(12.7062 * np.sqrt(0.75 * 2), rel=1e-4)
+def test_differences_table_and_pictures(tmp_path, pictures):
+    """Split by split, each rule beside the baseline's same rule, else beside its honest one.
 
-
-def test_paired_differences_are_split_by_split():
-    keys = {
-        "alloys": "4+5",
-        "target": "Ef",
-        "percent": 100.0,
-        "phase_input": "named",
-        "n_pool": 40,
-        "n_test": 10,
+    Two differences, 1 and 3: variance 2, t(0.975, 1) = 12.7062, factor 1/2 + 1/4.
+    """
+    errors = {
+        ("gp", HONEST): (1, 2),
+        ("gp", "reference"): (1, 1),
+        ("tl", "reference"): (3, 4),
+        ("ce", HONEST): (2, 5),
     }
     rows = [
-        keys | {"method": method, "rule": rule, "split": split, "RMSE": value}
-        for method, rule, values in (
-            ("scratch", "validation", (1, 2, 3)),
-            ("ce", "training set", (1.5, 2.5, 3.5)),
-        )
-        for split, value in enumerate(values)
+        ("4+5", "Ef", 100.0, "named", *key, i, one, 40, 10)
+        for key in errors
+        for i, one in enumerate(errors[key])
     ]
-    frame = pd.DataFrame(rows)
-    found = compare_methods.paired(frame).iloc[0]
-    assert found.method == "ce" and found.difference == pytest.approx(0.5) and found.half_width == 0
-    assert found.ratio == pytest.approx((20.75 / 14) ** 0.5)  # of roots of mean squares
-    # a method of both rules: each beside the baseline's of the same
-    published = frame.assign(rule="reference", RMSE=frame.RMSE.where(frame.method == "ce", 1.0))
-    both = pd.concat([published, frame])
-    found = compare_methods.paired(both).set_index("rule").difference
-    assert found["validation"] == pytest.approx(0.5) and found["reference"] == pytest.approx(1.5)
+    frame = pd.DataFrame(rows, columns=[*KEYS, "split", "RMSE", "n_pool", "n_test"])[::-1]
+    found = compare_methods.paired(frame, "gp").set_index("method")
+    assert found.difference.to_dict() == {"tl": 2.5, "ce": 2} and compare_methods.paired(frame, "svr").empty
+    assert found.half_width["ce"] == pytest.approx(12.7062 * np.sqrt(0.75 * 2), rel=1e-4)
+    assert found.ratio["ce"] == pytest.approx((29 / 5) ** 0.5)
+    text = compare_methods.markdown(frame)
+    assert "| Gaussian process | training set | **1.58 ± 0.71** |" in text  # the best of the honest ones
+    assert "| TL | test set (as published) | 3.54 ± 0.71 |" in text
+    frame = pd.concat(frame.assign(target=t, percent=p) for t, p in product(("Ef", "Ms"), (20.0, 100.0)))
+    compare_methods.plot_learning_curves(frame, "source", tmp_path / "curves")
+    compare_methods.plot_paired(compare_methods.paired(frame, "gp"), "gp", "source", tmp_path / "paired")
+    assert "RMSE minus Gaussian process's\n(eV/atom; negative: better)" in pictures["paired"]
+    assert len(pictures) == 2 and all(LABELS["ce"] in said for said in pictures.values())
 
 
 def test_what_a_kept_piece_follows_from():
-    """Other data, seeds, splits or code: another file; the same: the same."""
-    piece = dict(zip(compare_methods.KEYS, ("4+5", "Ef", 100.0, "named", "scratch", "validation"))) | {
-        "splits": [0, 1]
-    }
-    system, fewer = common.System(("Fe", "Ni"), (frozenset(("Fe", "Ni")),)), common.System(("Fe", "Ni"), ())
-    data, other_data = (SimpleNamespace(sha256={"a": a}, system=system) for a in "12")
-    calls = [
-        (piece, data, [0, 1], "code"),
-        (piece, other_data, [0, 1], "code"),
-        (piece, SimpleNamespace(sha256={"a": "1"}, system=fewer), [0, 1], "code"),
-        (piece, data, [0, 7], "code"),
-        (piece | {"splits": [0, 2]}, data, [0, 1], "code"),
-        (piece | {"percent": 20.0}, data, [0, 1], "code"),
-        (piece, data, [0, 1], "other code"),
-    ]
-    names = [compare_methods.part_path(Path(), *call).name for call in calls]
-    assert len(set(names)) == len(calls)
-    assert compare_methods.part_path(Path(), *calls[0]).name == names[0]
+    """Other data, elements, seeds, splits, share or code: another file; the same: the same."""
+    piece = dict(zip(KEYS, ("4+5", "Ef", 100.0, "named", "gp", HONEST)), splits=[0, 1])
+    systems = [common.System(("Fe", "Ni"), pair) for pair in ((frozenset(("Fe", "Ni")),), ())]
+    data = [SimpleNamespace(sha256=a, system=systems[i]) for a, i in (("1", 0), ("1", 1), ("2", 0))]
+    calls = [(piece, one, [0, 1], "a") for one in (*data, data[0])]
+    calls += [(piece | change, data[0], [0, 1], "a") for change in ({"splits": [0, 2]}, {"percent": 20.0})]
+    calls += [(piece, data[0], [0, 7], "a"), (piece, data[0], [0, 1], "b")]
+    assert len({compare_methods.part_path(Path(), *call).name for call in calls}) == len(calls) - 1
 
 
-def test_peers_get_what_they_need(small_data):
-    """Each peer: better than the mean of the training set, from the rows it is given."""
-    data = common.load_data(small_data, small_data, "Ms", cells="lattice")
+def test_intervals_are_those_of_the_split_and_the_question(monkeypatch):
+    """Made-up ones of phase_gp, that hold all alloys of one split and none of the other."""
+    true, off, half = np.arange(4.0), np.array([[0.0], [1.0]]), np.full((2, 4), 0.5)
+    columns = {"mean_given_phase": true + off[::-1], "half_width_90_given_phase": half, "half_width_90": half}
+    outcome = SimpleNamespace(predicted=(true + off)[:, None], columns=columns)
+    monkeypatch.setattr("beyond.phase_gp.fit_splits", lambda *_, **__: outcome)
+    data, rows, held = SimpleNamespace(targets=true), np.array([0, 2]), {}
+    found = compare_methods.answers({"method": "phase_gp"}, data, [0, 1], None)
+    for name, pairs in found.items():
+        held[name] = [compare_methods.figures(data, rows, *pair)["within_90"] for pair in zip(*pairs)]
+    assert held == {"named": [1, 0], "found": [0, 1]}
+
+
+@pytest.mark.parametrize("phase_input", ["named", "found"])
+def test_a_method_reads_nothing_of_the_test_cells(small_data, monkeypatch, phase_input):
+    """Neither labels nor, of a phase not asked for, what was found. Peers predict better than the mean."""
+    for script in (compare_methods.main_scratch, compare_methods.main_transfer):
+        monkeypatch.setattr(script, "EPOCHS", 2)
+    monkeypatch.setattr(compare_methods.main_transfer, "SOURCE_EPOCHS", 2)
+    cfg = settings.read(vars(compare_methods), SMALL, **compare_methods.KINDS)
+    vars(cfg).update(DATA_DIR=small_data, TABLE_DIR=small_data, TARGET="Ms", PHASE_INPUT=phase_input)
+    data = common.load_data(cfg, "lattice")
     split = common.split_rows(data.table, "4+5", 100, 1)
-    for method, predict in compare_methods.PEERS.items():
-        found = predict(data, split.train, split.test, split.number, "training set")
-        if method == "ard":  # has more columns than rows here, and no ridge to hold it: only runs
-            continue
-        true, plain = data.targets[split.test], data.targets[split.train].mean()
-        assert ((found - true) ** 2).mean() < 0.7 * ((plain - true) ** 2).mean(), method
+    test, mean = split.test, data.targets[split.train].mean()
+    hidden = data._replace(targets=data.targets.copy(), phase_fractions=data.phase_fractions.copy())
+    hidden.targets[test], hidden.phase_fractions[test] = 1e3, 1 / 3
+    for method in (*compare_methods.NETWORKS, *compare_methods.PEERS):
+        rule = "validation" if method in compare_methods.NETWORKS else HONEST
+        piece = dict(zip(KEYS, ("4+5", "Ms", 100.0, phase_input, method, rule)))
+        both = [compare_methods.answers(piece, one, [split], cfg)[phase_input][0] for one in (data, hidden)]
+        np.testing.assert_array_equal(both[0][0][:, test], both[1][0][:, test], method)
+        if rule == HONEST and method != "ard":  # which has more columns than rows here
+            error = compare_methods.figures(data, test, both[0][0], None)["RMSE"]
+            assert error**2 < 0.7 * ((mean - data.targets[test]) ** 2).mean(), method
+    with pytest.raises(ValueError, match="not known before"):
+        compare_methods.ce(data._replace(cells="given"), split, HONEST)
 
 
-def test_gaussian_process_of_many_rows(small_data, monkeypatch):
-    """Its lengths are settled on a part of the training set, and all of it predicts."""
-    import sklearn.gaussian_process as process
-
-    fits = []
-
-    class Noted(process.GaussianProcessRegressor):
-        def fit(self, inputs, targets):
-            fits.append((len(inputs), self.optimizer is not None))
-            return super().fit(inputs, targets)
-
-    monkeypatch.setattr(process, "GaussianProcessRegressor", Noted)
-    data = common.load_data(small_data, small_data, "Ms", cells="lattice")
-    split = common.split_rows(data.table, "4+5", 100, 0)
-    rows, true = (data, split.train, split.test, 0, "training set"), data.targets[split.test]
-    of_all = compare_methods.predict_gp(*rows)
-    assert fits == [(len(split.train), True)] * 2
-    monkeypatch.setattr(processes, "LENGTHS_FROM", 25)
-    found = compare_methods.predict_gp(*rows)
-    assert fits[2:] == [(25, True)] * 2 + [(len(split.train), False)]
-    assert ((found - true) ** 2).mean() < 4 * ((of_all - true) ** 2).mean()
+def test_gaussian_processes(monkeypatch):
+    """Of many rows some settle the lengths, and all predict; fcc and hcp are close-packed."""
+    monkeypatch.setattr(compare_methods, "LENGTHS_FROM", 25)
+    inputs = np.random.default_rng(0).normal(size=(100, 2))
+    model = compare_methods.MaternProcess().fit(inputs, np.sin(inputs[:, 0]))
+    assert model.process_.X_train_.shape == (100, 2) and model.process_.optimizer is None
+    assert np.abs(model.predict(inputs) - np.sin(inputs[:, 0])).max() < 0.1
+    data = SimpleNamespace(phases=("fcc", "bcc", "hcp"), inputs=np.array([[7, 0.5, 0.3, 0.2]]))
+    monkeypatch.setattr(compare_methods, "regress", lambda model, inputs, *_: inputs)
+    assert compare_methods.gp_close_packed(data, None, "").tolist() == [[7, 0.3, 0.2, 0.7]]
 
 
-@pytest.mark.parametrize(
-    "flags", [["--methods", "ce"], ["--methods", "scratch", "ce", "--rules", "reference"]]
-)
-def test_without_a_baseline_or_an_honest_rule(small_data, tmp_path, flags):
-    assert set(compare(small_data, tmp_path, *flags).method) == {"ce"} | ({"scratch"} & set(flags))
+def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path):
+    def compare(folder, *more):
+        flags = ["--data-dir", small_data, "--results-dir", folder, *SMALL, "--methods", "gp", "ce", *more]
+        run("studies/compare_methods.py", *flags, "--jobs", "1")
+        return pd.read_csv(folder / "comparison.csv").drop(columns="seconds")
 
-
-@pytest.mark.parametrize("percents", [[100.0], [20.0, 100.0]])
-def test_pictures(tmp_path, pictures, percents):
-    """Data, unit and what was asked, in words; bars where there is one share; which side is better."""
-    keys = list(product(("4+5", "Total"), ("Ef", "Ms"), percents, ("named",), compare_methods.LABELS))
-    frame = pd.DataFrame(keys * 3, columns=compare_methods.KEYS[:5]).assign(n_pool=40, n_test=10)
-    networks = frame.method.isin(compare_methods.NETWORKS)
-    frame["rule"] = np.where(networks, "validation", "training set")
-    frame["split"], frame["RMSE"] = np.repeat(range(3), len(keys)), np.arange(len(frame)) % 7 + 1.0
-    compare_methods.plot_learning_curves(frame, "the data's source", tmp_path / "curves")
-    found = compare_methods.paired(frame)
-    compare_methods.plot_paired(found, "scratch", "the data's source", tmp_path / "paired")
-    for said in pictures.values():
-        assert not any(code in said for code in ("Ef", "Ms", "4+5", "Total", "mub"))
-        for words in ("formation energy\nalloys of four and more elements\nphase as named", "μB/atom"):
-            assert words in said and "of two and more" in said and "data: the data's source" in said
-    assert ("kept (%)" in pictures["curves"]) == (len(percents) > 1)
-    assert ("100 % of them for training" in pictures["curves"]) == (len(percents) == 1)
-    assert "left of the line: better" in pictures["paired"] and "Committee" in pictures["paired"]
-    assert "100 % of those of four and more for training" in pictures["paired"]
-
-
-def compare(data, folder, *more):
-    flags = ["--data-dir", data, "--results-dir", folder, *SMALL, *more]
-    run("studies/compare_methods.py", *flags)
-    frame = pd.read_csv(folder / "comparison.csv").drop(columns="seconds")
-    return frame.sort_values(["method", "rule", "split"], ignore_index=True)
-
-
-def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path, pictures, capfd):
-    methods = ["--methods", "scratch", "ce", "svr", "--rules", "validation"]
-    here = compare(small_data, tmp_path / "here", *methods)
-    assert set(here.method) == {"scratch", "ce", "svr"} and len(here) == 6
-    assert (tmp_path / "here" / "paired.png").stat().st_size > 5000
-    assert (tmp_path / "here" / "learning_curve.png").stat().st_size > 5000
-    assert all("CHGNet" in said for said in pictures.values()) and len(pictures) == 2
-    assert "| Scratch |" in (tmp_path / "here" / "comparison.md").read_text("utf-8")
-
-    # what is done is not done again; what is missing is
-    parts = sorted((tmp_path / "here" / "parts").iterdir())
-    times = {part.name: part.stat().st_mtime_ns for part in parts}
+    here = compare(tmp_path / "here")
+    assert {*zip(here.method, here.rule)} == {("gp", HONEST), ("ce", HONEST), ("ce", "reference")}
+    assert here.split.tolist() == [0, 1] * 3
+    parts = sorted((tmp_path / "here" / "parts").iterdir())  # made again is what is missing, and no other
+    times = {part: part.stat().st_mtime_ns for part in parts}
     parts[0].unlink()
-    pd.testing.assert_frame_equal(compare(small_data, tmp_path / "here", *methods), here)
-    again = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "here" / "parts").iterdir()}
-    assert {name for name in times if times[name] != again[name]} == {parts[0].name}
-
+    pd.testing.assert_frame_equal(compare(tmp_path / "here"), here)
+    assert [part for part in parts if part.stat().st_mtime_ns != times[part]] == parts[:1]
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        capfd.readouterr()
-        flags = [*methods, "--backend", "dask", "--scheduler", cluster.scheduler_address]
-        there = compare(small_data, tmp_path / "there", *flags)
-        assert "epoch" not in capfd.readouterr().err  # the workers' bars
+        there = compare(tmp_path / "there", "--scheduler", cluster.scheduler_address)
     pd.testing.assert_frame_equal(there, here, rtol=1e-4)
 
 
-def test_a_backend_that_is_not_installed(small_data, tmp_path, monkeypatch):
-    for package, backend in (("ray", "ray"), ("distributed", "dask")):
-        monkeypatch.setitem(sys.modules, package, None)
-        flags = ["--data-dir", small_data, "--results-dir", tmp_path, *SMALL, "--methods", "svr"]
-        error = run("studies/compare_methods.py", *flags, "--backend", backend, status=2).err
-        assert f"BACKEND {backend}: expected it installed" in error and len(error.splitlines()) == 1
-
-
-def test_without_structures_what_needs_none_is_trained(small_data, tmp_path):
-    """A table alone: methods on clusters are left out, and a line names them."""
+def test_what_is_not_there(small_data, tmp_path, monkeypatch):
+    """Without structures what reads clusters is left out, by name; without Dask a line says so."""
     (tmp_path / "data").mkdir()
     shutil.copy(small_data / "Database.csv", tmp_path / "data")
-    flags = ["--data-dir", tmp_path / "data", "--results-dir", tmp_path, *SMALL]
-    printed = run("studies/compare_methods.py", *flags, "--methods", "svr", "tl", "ce").out
-    assert "without clusters: trained are support vectors; not TL, CE alone" in printed
-    assert set(pd.read_csv(tmp_path / "comparison.csv").method) == {"svr"}
-    assert "expected a method" in run("studies/compare_methods.py", *flags, "--methods", "tl", status=2).err
+    flags = ["studies/compare_methods.py", "--data-dir", tmp_path / "data", "--results-dir", tmp_path, *SMALL]
+    printed = run(*flags, "--jobs", "1", "--methods", "gp", "tl", "ce").out
+    assert "without clusters left out: TL, CE alone" in printed
+    assert {*pd.read_csv(tmp_path / "comparison.csv").method} == {"gp"}
+    assert "expected a method" in run(*flags, "--methods", "tl", status=2).err
+    monkeypatch.setattr("joblib._dask.distributed", None)
+    printed = run(*flags, "--methods", "svr", "--scheduler", "tcp://localhost:1", status=2).err
+    assert "install dask" in printed and len(printed.splitlines()) == 1

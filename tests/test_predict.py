@@ -1,348 +1,229 @@
-"""Predictions for new alloys from a checkpoint."""
+"""Predictions for alloys of one's own: what may be handed in, what is refused, what the table says."""
 
+import os
 import pickle
-import shutil
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TINY, files, ideal, run
+from conftest import TINY, files, ideal, run
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp.inputs import Poscar
 
-sys.path.insert(0, str(ROOT / "studies"))
-import map_ternary
-
+import beyond
 import common
-import prediction
-import settings
+from beyond import predict as script
 
 RUN = "scratch_Ef_4+5_100_reference"
 
 
 @pytest.fixture(scope="module")
 def trained(small_data, tmp_path_factory):
-    """RESULTS_DIR of a short run of two seeds that predicts, too."""
+    """The folder of a run of two seeds."""
     folder = tmp_path_factory.mktemp("results")
-    flags = ["--data-dir", small_data, "--results-dir", folder, "--seeds", "0-1", *TINY]
-    run("main.py", *flags, "--predict", "FeNiCoCr")
-    return folder
+    run("main.py", "--data-dir", small_data, "--results-dir", folder, "--seeds", "0-1", *TINY)
+    return folder / RUN
 
 
-def predict(trained, tmp_path, *alloys, status=0):
-    """What a run prints that predicts from the checkpoint alone; the data is not there."""
-    flags = [
-        "--checkpoint",
-        trained / f"{RUN}.pt",
-        "--results-dir",
-        tmp_path,
-        "--data-dir",
-        tmp_path / "none",
-    ]
-    return run("main.py", *flags, "--predict", *alloys, status=status)
+def predict(checkpoint, out, *alloys, status=0):
+    """What a run prints; no data is there."""
+    flags = ["--checkpoint", checkpoint, "--results-dir", out, "--data-dir", out / "none"]
+    return run("beyond/predict.py", *flags, "--predict", *alloys, status=status)
 
 
-def read(folder, n=""):
-    return pd.read_csv(folder / f"{RUN}_predicted{n}.csv", keep_default_na=False)
+def read(out, n="", name=RUN):
+    return pd.read_csv(out / f"predicted_{name}{n}" / "predictions.csv", keep_default_na=False)
 
 
-def test_alloys_of_the_database_get_what_the_run_wrote(trained, tmp_path):
-    written = pd.read_csv(trained / f"{RUN}_predictions.csv")
-    written[["structure"]].to_csv(tmp_path / "alloys.csv", index=False, lineterminator="\r\n")
-    predict(trained, tmp_path, tmp_path / "alloys.csv")
-    np.testing.assert_allclose(read(tmp_path)[["mean", "std"]], written[["mean", "std"]], atol=1e-9)
+def poscar(path, structure):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(Poscar(structure).get_str())
+    return path
 
 
-def test_names(trained, tmp_path):
-    """Other predictions are beside those of before, and the same replace them."""
-    for alloys in ("FeNiCoCr", "FeNi", "FeNiCoCr"):
-        predict(trained, tmp_path, alloys)
-    assert len(list(tmp_path.iterdir())) == 2 and set(read(tmp_path, "_2").formula) == {"FeNi"}
-    pd.testing.assert_frame_equal(read(tmp_path), read(trained))
+L12, B2 = ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2), ideal("bcc", ["Fe", "Ni"], 3, a=2.9)
 
 
-def test_formulas_stand_for_both_phases_and_strange_ones_are_marked(trained, tmp_path):
-    predict(trained, tmp_path, "FeNiCoCr", "Fe2Ni2Co2Cr2,FeNiAl", "Fe")
-    found = read(tmp_path)
-    assert found.phase.tolist() == ["fcc", "bcc"] * 4 and set(found.unit) == {"eV/atom"}
-    assert found["mean"][0] == found["mean"][2] and found["outside"][0] == ""  # multiples are the same alloy
-    assert "Al" in found["outside"][4] and found["mean"][4] == ""
-    assert "alloys of 1" in found["outside"][6] and "c(Fe)" in found["outside"][6]
+def test_the_database_gets_what_the_run_wrote(small_data, trained, tmp_path):
+    """Row by row, in its order, each with its arrangement; a checkpoint is a run's folder or its file."""
+    for out, checkpoint in ((tmp_path / "a", trained), (tmp_path / "b", trained / "model.pt")):
+        predict(checkpoint, out, small_data / "Database.csv")
+    found, names = read(tmp_path / "a"), pd.read_csv(small_data / "Database.csv").structures
+    assert found.equals(read(tmp_path / "b")) and found.structure.tolist() == names.tolist()
+    written = pd.read_csv(trained / "predictions.csv").set_index("structure").loc[names]
+    np.testing.assert_allclose(found[["mean", "std"]], written[["mean", "std"]], atol=1e-9)
+    order = pd.read_csv(small_data / "order_lattice.csv").set_index("structure").loc[names]
+    alphas = [column for column in found if column.startswith("alpha")]
+    assert len(alphas) == 30  # 15 pairs of five elements, two shells
+    np.testing.assert_allclose(found[alphas].replace("", np.nan).astype(float), order[alphas], atol=1e-7)
+    assert [*found][-3:] == ["Unnamed: 0", "Eform (eV/atom)", "Ms (mub/atom)"] and found.unit[0] == "eV/atom"
 
 
-def test_pairs_that_no_training_alloy_holds_are_marked(trained, tmp_path):
-    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
-    assert saved["unseen"] == []  # all pairs of the five elements are in the small data
-    torch.save(saved | {"unseen": [["Ni", "Fe"]]}, tmp_path / f"{RUN}.pt")
-    predict(tmp_path, tmp_path / "out", "FeNiCoCr", "FeCo")
-    found = read(tmp_path / "out")
-    assert all("Ni with Fe not seen" in text for text in found["outside"][:2])
-    assert not any("with" in text for text in found["outside"][2:]) and (found["mean"] != "").all()
-
-
-def test_the_pairs_and_phases_of_the_training_alloys(small_data, tmp_path):
-    data = common.load_data(small_data, small_data, "Ef")
-    left = data.table.formula.str.contains("Co") & data.table.formula.str.contains("Mn")
-    split = SimpleNamespace(train=np.flatnonzero(~left & (data.table.phase == "bcc")))
-    chosen = SimpleNamespace(TARGET="Ef", METHOD="tl", PHASE_INPUT="named")
-    outcome = SimpleNamespace(state={}, module="common")
-    prediction.save_checkpoint(chosen, data, [split], outcome, tmp_path / "saved.pt")
-    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
-    assert ["Co", "Mn"] in saved["unseen"] and saved["phases"] == ["bcc"]
-
-
-def test_a_phase_that_was_not_trained_on(trained, tmp_path):
-    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
-    torch.save(saved | {"phases": ["bcc"]}, tmp_path / f"{RUN}.pt")
-    predict(tmp_path, tmp_path / "out", "FeNi")
-    found = read(tmp_path / "out")
-    assert found["mean"][0] == "" != found["mean"][1] and "fcc not seen" in found["outside"][0]
-
-
-def test_settings_that_are_not_the_checkpoints(trained, tmp_path):
-    """Said as flags they are an error; the script's own constants are not asked."""
-    flags = ["--checkpoint", trained / f"{RUN}.pt", "--predict", "FeNi", "--results-dir", tmp_path]
-    for more, expected in ((["--target", "Ms"], "Ef"), (["--method", "scratch_prime"], "expected scratch")):
-        error = run("main.py", *flags, *more, status=2).err
-        assert expected in error and len(error.splitlines()) == 1
-    run("main_transfer.py", *flags)
-
-
-def test_one_network_states_no_spread(small_data, tmp_path):
-    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY]
-    printed = run("main.py", *flags, "--predict", "FeNi").out
-    assert (read(tmp_path)["std"] == "").all() and "0.0000" not in printed.split("written")[1]
-    assert pd.read_csv(tmp_path / f"{RUN}_predictions.csv")["std"].isna().all()
-
-
-CSV = {  # one alloy, FeNi3 in fcc, in all the ways it can be said
-    "composition": "Composition,PHASE,note\nFe0.25 Ni0.75,FCC,mine\n",
-    "elements": "note;Fe;Ni;Co;Phase\nmine;0,25;0,75;;Fcc\n",
-    "amounts": "Fe,Ni,phase,note\n25,75,fcc,mine\n\n",
-    "database": ",structures,Eform (eV/atom),note\n0,FeNi3_sqsfcc,0.1,mine\n",
-    "mark": "\ufeffformula,phase,note\r\nFeNi3,fcc,mine\r\n",
+FORMULAS = ["FeNi3", "Fe25Ni75", "Fe25 Ni75", "Ni0.75Fe.25", "(Fe0.25Ni0.75)2"]
+TABLES = {  # one alloy, FeNi3 in fcc, in all the ways it can be said
+    "blanks, capitals": " Composition , PHASE ,note\n Fe25 Ni75 , FCC ,mine\n\n",
+    "a structure type": "Fe,Ni,Structure,note\n25,75,FCC,mine\n",
+    "Excel": "\ufeffFe;Ni;Co;Lattice;note\r\n0,25;0,75;;fcc;mine\r\n",
+    "at%": "Fe (at%),Ni (at.%),phase,T (K),note\n25.1,75.3,fcc,300,mine\n",
+    "a name": "structures,Fe,note\nFeNi3_sqsfcc,7,mine\n",
+    "a formula beside": "structures,formula,note\nS7_fcc,Fe25Ni75,mine\n",
+    "a blank formula": "formula,structures,note\n,FeNi3_sqsfcc,mine\n",
+    "unknown columns": "Fe,Ni,Al,mean,No,outside,phase,note\n25,75,9,8,7,6,fcc,mine\n",
 }
 
 
-def test_columns_of_elements_in_any_dress(trained, tmp_path):
-    """FE and Fe (at%) are iron; a number is no nobelium; what the table says itself is renamed."""
-    heads = ["Fe,Ni", "FE,ni", "Fe (at%),Ni [at.%]", "no,Fe %,Ni%", "std,outside,outside (given),Fe,Ni"]
-    for n, head in enumerate(heads):
-        (tmp_path / "alloys.csv").write_text(f"{head}\n{'3,' * (head.count(',') - 1)}1,3\n")
-        predict(trained, tmp_path / str(n), tmp_path / "alloys.csv")
-    found = [read(tmp_path / str(n)) for n in range(len(heads))]
-    assert {one.formula[0] for one in found} == {"Fe1Ni3"} and len({one["mean"][0] for one in found}) == 1
-    assert {"std (given)", "outside (given)", "outside (given) (given)"} < {*found[-1]}
-    # a table that a run wrote can be asked for again
-    predict(trained, tmp_path / "again", tmp_path / "4" / f"{RUN}_predicted.csv")
-    assert read(tmp_path / "again")["mean"].tolist() == found[0]["mean"].tolist()
-
-
-@pytest.mark.parametrize("case", CSV)
-def test_csv_files(trained, tmp_path, case):
-    """Names of columns and phases in any case, semicolons, a byte-order mark; other columns are carried."""
-    (tmp_path / "alloys.CSV").write_text(CSV[case], encoding="utf-8", newline="")
-    predict(trained, tmp_path, tmp_path / "alloys.CSV")
+@pytest.mark.parametrize("case", [*FORMULAS, *TABLES])
+def test_one_alloy_in_all_the_ways_it_can_be_said(trained, tmp_path, case):
+    (tmp_path / "my alloys.CSV").write_text(TABLES.get(case, ""), encoding="utf-8", newline="")
+    printed = predict(trained, tmp_path, tmp_path / "my alloys.CSV" if case in TABLES else case).out
     predict(trained, tmp_path / "plain", "FeNi3")
     found, plain = read(tmp_path), read(tmp_path / "plain")
-    assert (
-        len(found) == 1
-        and found.note[0] == "mine"
-        and found["mean"][0] == pytest.approx(plain["mean"][0], abs=1e-6)
-    )
-    if case == "database":
-        assert found.structures[0] == "FeNi3_sqsfcc" and "Eform (eV/atom)" in found
+    assert found.phase.tolist() == (["fcc"] if case in TABLES else ["fcc", "bcc"])
+    np.testing.assert_allclose(found["mean"][0], plain["mean"][0], rtol=1e-6)
+    assert case not in TABLES or ([*found][-1] == "note" and found.note[0] == "mine")
+    assert ("read from" in printed) == (case in ("a name", "a formula beside", "a blank formula"))
+    if case == "unknown columns":  # they are carried, and the model's own stand before them
+        assert found["mean (given)"][0] == 8 and found.Al[0] == 9 and found["outside (given)"][0] == 6
 
 
-def test_the_database_itself(small_data, trained, tmp_path):
-    """Each of its rows, in its order, with its arrangement; two arrangements of one alloy are two rows."""
-    printed = predict(trained, tmp_path, small_data / "Database.csv").out
-    found, database = read(tmp_path), pd.read_csv(small_data / "Database.csv")
-    assert found.structures.tolist() == database.structures.tolist()
-    order = pd.read_csv(small_data / "order_lattice.csv").set_index("structure").loc[database.structures]
-    shared = [column for column in order if column.startswith("alpha") and column in found]
-    numbers = found[shared].replace("", np.nan).astype(float)
-    assert len(shared) == 30  # 15 pairs of five elements, two shells
-    np.testing.assert_allclose(numbers, order[shared], atol=1e-7)  # these from nine decimals
-    assert "sees no arrangement" in printed
+REFUSED = [
+    (["FCC"], "'FCC' is no formula"), (["S001"], "no file of that name: 'S001'"), ([""], "'' is no formula"),
+    (["Fe50", "Mn30", "Co10", "Cr10"], "into quotes, as 'Fe50 Mn30 Co10 Cr10'"), ([], "found none"),
+    (["Co25Cr25(FeNi)50"], "parentheses"), (["FeD"], "'FeD'"), (["no.csv"], "no.csv"), (["Fe0"], "Fe0"),
+    (["FeNi", "Xy2"], "Xy2"), ("formula\n", "found none"), ("formula\nFeNi,1\n", "fields"),
+    ("name\nFeNi\n", "or columns Fe, Ni, Co, Cr, Mn; there are name"), ("Fe (wt%)\n1\n", "are Fe (wt%)"),
+    ("formula,phase\nFeNi,fcc\nFeNi,hcp\n", "line 3: expected the lattice fcc or bcc"),
+    ("formula,phase\nFeNi,fcc\nFeNi,FCC+BCC\n", "found 'fcc+bcc'"), ("formula\nFeNi\n\n-\n", "line 4: '-'"),
+    ("Fe,Ni,phase\n50,50,fcc\n-50,150,fcc\n", "line 3: expected a sum of 100"), ("Fe,Ni\n50,x\n", "Ni x"),
+    ("Fe,Ni,Al,V (at%),x\n40,40,10,10,1\n", "not read: Al, V (at%)"), ("Fe,Ni\n1,3\n", "ratios go into"),
+    ("Fe,Ni\n50,50.6\n", "Fe 50, Ni 50.6"), ("Fe,Ni\n0.5,0.506\n", "Ni 0.506"), ("Fe,Ni\ninf,1\n", "inf"),
+    ("Fe,Ni,Fe\n50,50,50\n", "two columns of Fe"), ("Fe,Ni,Fe (at%)\n50,50,50\n", "two columns of Fe"),
+    ("formula\nFeNi\nCo25(FeNi)50\n", "line 3: 'Co25(FeNi)50'"), (b"formula\nM\xfcller\n", "UTF-8"),
+]  # fmt: skip
 
 
-def test_the_lattice_in_a_name(trained, tmp_path):
-    """In capitals and after dots too, or else a cell that relaxed into fcc would be taken for fcc."""
-    (folder := tmp_path / "cells").mkdir()
-    text = Poscar(ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2)).get_str()
-    names = ["Fe0.25Ni0.75_sqsbcc", "a_BCC", "b_bcc.VASP", "c.d_sqsBCC.vasp", "e0.5", "notes.txt"]
-    for name in names:
-        (folder / name).write_text(text)
-    printed = predict(trained, tmp_path, folder).out
-    assert dict(zip(read(tmp_path).structure, read(tmp_path).phase)) == dict.fromkeys(names[:4], "bcc") | {
-        "e0.5": "fcc"
-    }
-    assert "e0.5: no lattice in its name; taken for fcc" in printed and "endings: notes.txt" in printed
-    lines = text.replace(" Fe\n", "\n").replace(" Ni\n", "\n").split("\n")
-    (folder / "old_fcc").write_text("\n".join(lines[:5] + lines[6:]))
-    error = predict(trained, tmp_path, folder / "old_fcc", status=2).err
-    assert "Elements in POSCAR cannot be determined" in error and len(error.splitlines()) == 1
+@pytest.mark.parametrize(("alloys", "expected"), REFUSED)
+def test_what_is_refused_in_one_line(trained, tmp_path, alloys, expected):
+    if not isinstance(alloys, list):
+        (tmp_path / "alloys.csv").write_bytes(alloys if isinstance(alloys, bytes) else alloys.encode())
+        alloys = [tmp_path / "alloys.csv"]
+    error = predict(trained, tmp_path, *alloys, status=2).err
+    assert len(error.splitlines()) == 1 and expected in error
+    assert not list(tmp_path.glob("predicted*"))
+
+
+def test_lattices(trained, tmp_path):
+    """Of a column, in any case; else the last word of a name; where there is none, each that there is."""
+    (tmp_path / "a.csv").write_text("structures,Phase,x\nFeNi_sqsbcc, FCC ,1\nFeNi_bcc,,2\nFeNi_fcc_2,,3\n")
+    predict(trained, tmp_path, tmp_path / "a.csv")
+    assert read(tmp_path)[["phase", "x"]].to_numpy().tolist() == [
+        ["fcc", 1],
+        ["bcc", 2],
+        ["fcc", 3],
+        ["bcc", 3],
+    ]
+
+
+def test_folders_are_walked(trained, tmp_path, monkeypatch):
+    """CONTCARs of calculations, else what is a POSCAR by its ending; rows are called by their paths."""
+    cells, odd = tmp_path / "my cells", tmp_path / os.fsdecode(b"Mu\xfcller_fcc")
+    poscars = [cells / name for name in ("calc1/CONTCAR", "calc2_bcc/POSCAR", "flat/c.d_sqsBCC", "flat/e0.5")]
+    for path in (*poscars, odd):
+        poscar(path, B2 if "bcc" in path.as_posix().lower() else L12)
+    others = ["calc1/OUTCAR", "calc1/POSCAR", "calc2_bcc/CONTCAR", "flat/notes.txt"]
+    for name in [*others, ".git/x", "flat/.x"]:
+        (cells / name).parent.mkdir(exist_ok=True)
+        (cells / name).touch()
+    printed = predict(trained, tmp_path, cells, odd, "FeNi").out.splitlines()
+    found = read(tmp_path)
+    assert found.structure.tolist() == [*map(str, poscars), f"{tmp_path}/Mu\ufffdller_fcc", "", ""]
+    assert found.phase.tolist() == ["fcc", "bcc", "bcc", "fcc", "fcc", "fcc", "bcc"]
+    order = pd.to_numeric(found["alpha1 Fe-Ni"]).tolist()
+    assert found.formula[0] == "Fe8Ni24" and order[:3] == pytest.approx([-1 / 3, -1, -1])
+    assert np.isnan(order[5]) and not any("None" in line for line in printed[1:])
+    left = [line.partition("names: ")[2] for line in printed if line.startswith("left out")]
+    assert left == [", ".join(str(cells / name) for name in others)]
+    guessed = [line.partition("atoms: ")[2] for line in printed if line.startswith("no lattice")]
+    assert guessed == [f"{poscars[0]} (fcc), {poscars[3]} (fcc)"]
+    monkeypatch.chdir(poscar(tmp_path / "FeNi" / "x_bcc", B2).parent.parent)
+    for n, word in (("_2", "FeNi"), ("_3", "FeNi/")):  # what is called like a formula is one, but for the /
+        predict(trained, tmp_path, word)
+        assert ("structure" in read(tmp_path, n)) == (word == "FeNi/")
+
+
+def test_structures_that_are_no_whole_ones(trained, tmp_path):
+    """A vacancy is a remark; what is no POSCAR or on no lattice, and a folder of neither, is refused."""
+    vacancy = B2.copy()
+    vacancy.remove_sites([0])
+    predict(trained, tmp_path, poscar(tmp_path / "vacancy_bcc", vacancy))
+    assert "arrangement not read" in read(tmp_path)["outside"][0] and read(tmp_path)["mean"][0] != ""
+    (tmp_path / "a.cif").write_text("data_x\n_cell_length_a 3\n")
+    (tmp_path / "empty").mkdir()
+    cubic = Structure(Lattice.cubic(2.5), ["Fe"], [[0, 0, 0]])
+    on_one = Structure(Lattice.cubic(4), ["Fe", "Ni"], [[0, 0, 0], [0.01, 0, 0]])
+    for path, expected in (
+        (poscar(tmp_path / "cubic", cubic), "cubic: expected the lattice"), (tmp_path / "a.cif", "CIF"),
+        (poscar(tmp_path / "close", on_one), "close: two atoms"), (tmp_path / "empty", "expected POSCARs"),
+        (poscar(tmp_path / "a_hcp", L12), "a_hcp: expected the lattice"),
+    ):  # fmt: skip
+        error = predict(trained, tmp_path, path, status=2).err
+        assert len(error.splitlines()) == 1 and expected in error
 
 
 def test_the_arrangement_of_a_cell_is_its_own(tmp_path):
     """Stretched into fcc (Bain) its atoms do not tell its bcc cell, whatever cell is asked for beside it."""
     cell = ideal("bcc", ["Fe", "Ni"], (3, 2, 2), a=2.9)
     gone = Structure(cell.lattice.matrix @ np.diag([1, 1, 2**0.5]), cell.species, cell.frac_coords)
-    for name, one in {"gone": gone, "whole": cell}.items():
-        (tmp_path / name).write_text(Poscar(one).get_str())
-    paths = [tmp_path / "gone", tmp_path / "whole"]
-    frame = pd.DataFrame({"formula": "FeNi", "phase": "bcc", "poscar": paths})
-    clusters, remarks = prediction.arrangements(frame, common.System(("Fe", "Ni"), ()))
-    assert clusters.isna().all(axis=1).tolist() == [True, False]
-    assert "no undistorted bcc cell" in remarks[0][0] and remarks[1] == []
+    paths = [poscar(tmp_path / "gone", gone), poscar(tmp_path / "whole", cell), poscar(tmp_path / "x", cell)]
+    frame = pd.DataFrame({"formula": ["FeNi", "FeNi", "FeMn"], "phase": "bcc", "poscar": paths})
+    system = common.System(("Fe", "Ni", "Mn"), (frozenset(("Fe", "Mn")),))
+    clusters, remarks = script.arrangements(frame, system)
+    assert clusters.isna().all(axis=1).tolist() == [True, False, True] and remarks[1] == []
+    assert "no undistorted bcc cell" in remarks[0][0] and "excluded" in remarks[2][0]
 
 
-def test_structures(trained, tmp_path):
-    """A folder of POSCARs, the lattice by name or by its atoms; a vacancy, a broken one, simple cubic."""
-    (folder := tmp_path / "cells").mkdir()
-    b2 = ideal("bcc", ["Fe", "Ni"], 3, a=2.9)
-    for name, cell in {"l12.vasp": ideal("fcc", ["Fe", "Ni", "Ni", "Ni"], 2), "B2": b2}.items():
-        (folder / name).write_text(Poscar(cell).get_str())
-    predict(trained, tmp_path, folder)
-    found = read(tmp_path)
-    assert found.structure.tolist() == ["B2", "l12.vasp"] and found.phase.tolist() == ["bcc", "fcc"]
-    assert found["alpha1 Fe-Ni"].astype(float).tolist() == pytest.approx([-1, -1 / 3])
-    predict(trained, tmp_path / "plain", "FeNi3")
-    plain = read(tmp_path / "plain")["mean"][0]
-    assert float(found["mean"][1]) == pytest.approx(plain, abs=1e-6)  # networks see no arrangement
-
-    b2.remove_sites([0])
-    (folder / "vacancy_bcc").write_text(Poscar(b2).get_str())
-    predict(trained, tmp_path / "vacancy", folder / "vacancy_bcc")
-    row = read(tmp_path / "vacancy").iloc[0]
-    assert "arrangement not read" in row["outside"] and row["mean"] != ""
-    (folder / "broken").write_text("no cell")
-    assert "broken" in predict(trained, tmp_path, folder, status=2).err
-    (folder / "cubic").write_text(Poscar(Structure(Lattice.cubic(2.5), ["Fe"], [[0, 0, 0]])).get_str())
-    assert "its lattice" in predict(trained, tmp_path, folder / "cubic", status=2).err
+def test_the_printed_table(small_data, trained, tmp_path):
+    """In short, with what to quote; nothing blank has a name; of one network there is no spread."""
+    printed = predict(trained, tmp_path, "FeNiCoCr", "Fe2Al", "Fe").out.splitlines()
+    start = next(i for i, line in enumerate(printed) if line.startswith("Scratch, epoch chosen"))
+    heads, *rows, quote = printed[start + 1 :]
+    assert heads.split() == ["formula", "lattice", "mean", "std", "outside"] and len(rows) == 6
+    assert quote.startswith("quote the mean") and "guess" in quote
+    assert " ".join(rows[2].split()) == "Fe2Al fcc element Al not seen"
+    assert "alloys of 1 not seen" in rows[4]
+    assert not {"nan", "NaN", "None", "-0.0000"} & {*" ".join(printed[start:]).split()}
+    assert len({*printed}) == len(printed) and read(tmp_path)["outside"][0] == ""
+    many = predict(trained, tmp_path / "many", *(f"Fe{n}Ni" for n in range(1, 31))).out
+    assert "and 20 more" in many and len(read(tmp_path / "many")) == 60
+    run("main.py", "--data-dir", small_data, "--results-dir", tmp_path, *TINY)
+    printed = predict(tmp_path / RUN, tmp_path / "one", "FeNi").out
+    assert "std" not in printed and (read(tmp_path / "one")["std"] == "").all()
 
 
-SAID = {
-    "method": "../escaped", "target": "E", "elements": ["Fe", "Ni", "Co", "Cr", "Xx"], "excluded": [["Fe"]],
-    "unseen": [["Fe", "Al"]], "least": "low", "greatest": torch.zeros(3),
-    "phases": ["hcp"], "phase_input": "guessed", "n_components": 5, "state": {},
-    "properties": [[1.8, 1.3, 8]] * 5, "module": "os",
-}  # fmt: skip
+def test_what_lies_outside_of_the_training(trained, tmp_path):
+    saved = torch.load(trained / "model.pt", weights_only=True)
+    lower = torch.cat([torch.tensor([0.4]), saved["greatest"][1:]])
+    for changes, row, expected in (
+        ({"unseen": [["Ni", "Fe"]]}, 0, "Ni with Fe not seen"), ({"phases": ["bcc"]}, 0, "phase fcc not"),
+        ({"n_components": [3, 5]}, 1, "alloys of 2 not seen"), ({"greatest": lower}, 1, "range: c(Fe)"),
+    ):  # fmt: skip
+        torch.save(saved | changes, tmp_path / "other.pt")
+        predict(tmp_path / "other.pt", tmp_path / expected, "FeNi", "FeCoCr")
+        found = read(tmp_path / expected, name="other")
+        assert expected in found["outside"][row] and expected not in found["outside"][3]
+        assert (found["mean"][0] == "") == ("phases" in changes) and found["mean"][1] != ""
 
 
-@pytest.mark.parametrize("name", SAID)
-def test_what_a_checkpoint_says_is_checked(trained, tmp_path, name):
-    """Nothing is written, and no traceback."""
-    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
-    torch.save(saved | {name: SAID[name]}, tmp_path / "changed.pt")
-    for script in ("main.py", "studies/map_ternary.py"):
-        flags = ["--checkpoint", tmp_path / "changed.pt", "--results-dir", tmp_path / "in" / "out"]
-        error = run(script, *flags, *(["--predict", "FeNi"] if script == "main.py" else []), status=2).err
-        assert len(error.splitlines()) == 1 and "changed.pt: expected a checkpoint" in error
-    assert [path.name for path in files(tmp_path)] == ["changed.pt"]
-
-
-def test_a_checkpoint_of_one_phase_is_no_map(small_data, tmp_path):
-    data = shutil.copytree(small_data, tmp_path / "data")
-    frame = pd.read_csv(data / "Database.csv", index_col=0)
-    frame[frame.phase == "bcc"].to_csv(data / "Database.csv")
-    flags = ["--data-dir", data, "--results-dir", tmp_path / "out"]
-    run("main_committee.py", *flags, "--networks", "2", "--source-epochs", "1", "--predict", "FeNi")
-    name = "committee_Ef_4+5_100_fixed"
-    checkpoint = ["--checkpoint", tmp_path / "out" / f"{name}.pt", "--results-dir", tmp_path / "map"]
-    error = run("studies/map_ternary.py", *checkpoint, status=2).err
-    assert len(error.splitlines()) == 1 and "seen bcc alone" in error and not (tmp_path / "map").exists()
-
-
-def test_maps_of_two_checkpoints_of_one_name(trained, tmp_path):
-    """Beside each other; that of the same checkpoint again in its place."""
-    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
-    (tmp_path / "other").mkdir()
-    torch.save(saved | {"data": "other"}, tmp_path / "other" / f"{RUN}.pt")
-    for folder in (trained, tmp_path / "other", trained):
-        flags = ["--checkpoint", folder / f"{RUN}.pt", "--results-dir", tmp_path / "out"]
-        run("studies/map_ternary.py", *flags)
-    names = {path.name for path in files(tmp_path / "out")}
-    assert names == {
-        f"map_{RUN}_FeNi_CoCr_Mn{n}{end}" for n in ("", "_2") for end in (".png", "_settings.json")
-    }
-
-
-def test_maps(small_data, trained, tmp_path, pictures):
-    """Phases and data are the checkpoint's; what it has not seen is hatched; a hull between elements."""
-    flags = ["--data-dir", small_data, "--results-dir", tmp_path, *TINY]
-    run("main.py", *flags, "--phase-input", "found", "--target", "Ms")
-    found = torch.load(tmp_path / "scratch_Ms_4+5_100_reference_found.pt", weights_only=True)
-    torch.save(found | {"phases": ["fcc", "bcc", "hcp"]}, tmp_path / "found.pt")
-    saved = torch.load(trained / f"{RUN}.pt", weights_only=True)
-    everything = {"least": saved["least"] * 0 - 9, "greatest": saved["greatest"] + 99}
-    torch.save(saved | everything | {"n_components": [1, 2, 3]}, tmp_path / "all.pt")
-    printed = {}
-    for name, more in (
-        ("found", ["Fe", "Ni", "Cr"]),
-        ("all", ["Fe", "Ni", "Cr"]),
-        ("all", ["FeNi", "Co", "Cr"]),
-    ):
-        flags = ["--checkpoint", tmp_path / f"{name}.pt", "--results-dir", tmp_path, "--corners"]
-        printed["_".join([name, *more])] = run("studies/map_ternary.py", *flags, *more).out
-    said = {name.split(".")[-2]: text for name, text in pictures.items() if "parity" not in name}
-    found, elements, formulas = said.values()
-    assert "\nhcp\n" in found and "hcp" not in elements and "Scratch; data: this project's" in found
-    assert "magnetisation (μB/atom)" in found and "phase as found" in found and "convex hull" not in found
-    assert "bcc − fcc" in elements and "Scratch, mean of 2 networks; data: another set" in elements
-    assert "distance to the convex hull" in elements and "meV/atom" in elements
-    assert "outside of what was trained on" in found and "outside" not in elements
-    found, elements, formulas = printed.values()
-    assert "spread" not in found and "0% of the alloys" in elements
-    assert "no convex hull" in formulas and "convex" not in found
-
-
-def test_distance_to_the_convex_hull():
-    """By hand: one alloy at -0.1 eV/atom, half Fe, half Ni; for pure elements no prediction counts."""
-    shares, fractions = map_ternary.section(["Fe", "Ni", "Cr"], None, 0, ["Ni", "Fe", "Cr"])
-    energies = np.where(shares.max(1) == 1, -5, 0.0)
-    energies[(shares == [0.5, 0.5, 0]).all(1)] = -0.1
-    found = map_ternary.above_hull(["Fe", "Ni", "Cr"], fractions, energies, ["Ni", "Fe", "Cr"])
-    expected = 0.2 * np.minimum(shares[:, 0], shares[:, 1]) + energies
-    expected[shares.max(1) == 1] = 0
-    np.testing.assert_allclose(found, expected, atol=1e-9)
-
-
-def test_many_alloys(trained, tmp_path, monkeypatch):
-    """All are in the file, at most forty are printed, and the file is written before that can fail."""
-    printed = predict(trained, tmp_path, *(f"Fe{n}Ni" for n in range(1, 61))).out
-    assert printed.count("Ni") == 60 + 40 and "and 80 more" in printed  # the settings name all
-    assert len(read(tmp_path)) == 120
-    monkeypatch.delattr(pd.DataFrame, "to_string")
-    with pytest.raises(AttributeError):
-        predict(trained, tmp_path, "FeNi")
-    assert len(read(tmp_path, "_2")) == 2
-
-
-TABLES = [
-    ("name\nFeNi\n", "'formula' or"), ("formula,phase\nFeNi,hcp\n", "line 2: expected fcc or bcc"),
-    ("formula\n", "none"), ("structure\nFeNi\n", "fcc or bcc"), ('formula\n""\n', "none"),
-    ("formula\nFeNi\n\n-\n", "line 4: expected a formula, such as FeNiCoCr; got '-'"),
-    ("Fe,Ni\n1,1\n-1,2\n", "line 3: expected an amount of Fe"), ("Fe,Ni\n1,x\n", "amount of Ni"),
-    ("formula\nFeNi,1\n", "more"), ("Fe,Ni,Fe\n1,1,1\n", "one column of Fe"),
-    ("formula\nFeNi\nFe,1\n", "not a readable CSV"),
-    ("Fe (wt%),Ni\n1,1\n", "Fe (at%)"), ("Fe,fe\n1,1\n", "one column of Fe"),
-]  # fmt: skip
-WORDS = [
-    ("Xy2", "Xy2"), ("FeNi no.csv", "one CSV"), ("S001", "S001"), ("no.csv", "no.csv"), (",", "none"),
-    ("Fe0", "Fe0"), ("FeNi)", "FeNi)"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("alloys", "expected"), TABLES + WORDS)
-def test_bad_alloys(trained, tmp_path, alloys, expected):
-    (tmp_path / "alloys.csv").write_text(alloys)
-    error = predict(trained, tmp_path, tmp_path / "alloys.csv" if "\n" in alloys else alloys, status=2).err
-    assert len(error.splitlines()) == 1 and expected in error
+def test_runs_stand_beside_each_other(trained, tmp_path):
+    """The same again in its place, another alloy or another file of that name in the next folder."""
+    table = tmp_path / "alloys.csv"
+    for text in ("formula\nFeNi\n", "formula\nFeCo\n", "formula\nFeNi\n"):
+        table.write_text(text)
+        predict(trained, tmp_path / "out", table)
+    assert len([*(tmp_path / "out").iterdir()]) == 2
+    assert [read(tmp_path / "out", n).formula[0] for n in ("", "_2")] == ["FeNi", "FeCo"]
 
 
 class Malicious:
@@ -350,22 +231,45 @@ class Malicious:
         return (print, ("code from a checkpoint ran",))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps(Malicious()), pickle.dumps({})])
-def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, content):
-    (tmp_path / f"{RUN}.pt").write_bytes(content)
-    result = predict(tmp_path, tmp_path, "FeNi", status=2)
-    assert "code from" not in result.out and len(result.err.splitlines()) == 1 and f"{RUN}.pt" in result.err
+def test_what_is_no_checkpoint_is_refused(trained, tmp_path, recwarn):
+    """In one line, none of its code run; so is one of other elements' properties or of another network."""
+    saved = torch.load(trained / "model.pt", weights_only=True)
+    other = [[9.0, *saved["properties"][0][1:]], *saved["properties"][1:]]
+    layers = saved["state"] | {"layers": saved["state"]["layers"].replace("ReLU", "Tanh")}
+    for n, (content, expected) in enumerate([
+        (b"", "wrote"), (b"no", "wrote"), (pickle.dumps(Malicious()), "wrote"),
+        ({}, "wrote"), ([], "wrote"), (saved | {"target": "E"}, "wrote"), (saved | {"state": {}}, "wrote"),
+        (saved | {"properties": other}, "other properties of Fe"), (saved | {"state": layers}, "Tanh"),
+    ]):  # fmt: skip
+        path = tmp_path / f"{n}.pt"
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        result = predict(path, tmp_path / "out", "FeNi", status=2)
+        assert len(result.err.splitlines()) == 1 and f"{n}.pt: " in result.err and expected in result.err
+        assert "code from" not in result.out and not recwarn
+    assert "No such file" in predict(tmp_path / "none", tmp_path, "FeNi", status=2).err
+    assert not files(tmp_path / "out")
 
 
-@pytest.mark.parametrize("seed", range(120))
-def test_damaged_checkpoints(trained, tmp_path, seed):
-    """A cut one is refused, and one changed in two bytes too, or it still predicts."""
-    generator, content = np.random.default_rng(seed), bytearray((trained / f"{RUN}.pt").read_bytes())
-    place = int(generator.integers(len(content) if seed % 2 else 3000))  # 3000: what describes the tensors
-    content[place : place + 2 if seed % 4 else None] = generator.bytes(2) if seed % 4 else b""
-    (tmp_path / "damaged.pt").write_bytes(content)
-    try:
-        prediction.load_checkpoint(tmp_path / "damaged.pt")
-        assert seed % 4
-    except settings.InputError as error:
-        assert "damaged.pt" in str(error)
+def test_a_method_that_states_intervals_and_phases(trained, tmp_path, monkeypatch):
+    """The Gaussian process is told fractions, phases and clusters, which are nan where they are not known."""
+    asked = []
+
+    def predict_alloys(fractions, phases, clusters):
+        asked.append((fractions, phases, clusters))
+        columns = {"half_width_90": [0.5] * 3, "p_fcc": [0.8, 0.2, 0.8], "p_bcc": [0.2, 0.8, 0.2]}
+        return np.full((1, 3), -1e-9), columns
+
+    fake = SimpleNamespace(predictor=lambda state, system: predict_alloys)
+    monkeypatch.setattr(beyond, "phase_gp", fake, raising=False)
+    saved = torch.load(trained / "model.pt", weights_only=True)
+    torch.save(saved | {"method": "phase_gp", "state": {"most_order": 0.3}}, tmp_path / "gp.pt")
+    printed = predict(tmp_path / "gp.pt", tmp_path, "FeNi", poscar(tmp_path / "B2_bcc", B2), "FeAl").out
+    fractions, phases, clusters = asked[-1]
+    assert phases == ["fcc", "bcc", "bcc"] and fractions[:, :2].tolist() == [[0.5, 0.5]] * 3
+    assert clusters.isna().all(axis=1).tolist() == [True, True, False] and clusters["pair Fe-Ni"].iloc[2] == 1
+    found = read(tmp_path, name="gp")
+    assert "probability is 0.50 off random, 0.30 at most seen" in found["outside"][2] != found["outside"][0]
+    lines = [line.split() for line in printed.splitlines()[-7:]]
+    assert " ".join(lines[0]) == "structure formula lattice mean half width likeliest phase outside"
+    assert lines[1][:5] == ["FeNi", "fcc", "0.0000", "0.5000", "fcc"] and lines[2][4] == "bcc"
+    assert lines[4] == ["FeAl", "fcc", "element", "Al", "not", "seen"] and "half width (90 %)" in printed

@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from conftest import STUDY, needs_study, random_alloy, run, write_data
 from torch import nn
 
 import common
+import report
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,9 @@ def six(tmp_path_factory):
     paths = [folder / "POSCARS" / name for name in table.structures]
     structures = [published_structure(path) for path in paths]
     found = {}
-    for cells, members in (
-        ("given", structures),
-        ("lattice", [one.get_sorted_structure() for one in ideal.values()]),
+    for cells, members, drawn in (
+        ("given", structures, "Total"),
+        ("lattice", [one.get_sorted_structure() for one in ideal.values()], "4+5"),
     ):
         pairs = zip(members, table.phase)
         occupations = pd.DataFrame([published.occupation(*pair) for pair in pairs]).round(9)
@@ -51,11 +53,17 @@ def six(tmp_path_factory):
             repeats = [1, 1, 1]
             repeats[int(np.argmin(first.lattice.abc))] = 5
             lattices[phase] = first.make_supercell(repeats, in_place=False)
-        found[cells] = (
-            occupations,
-            {alloys: published.samples(lattices, alloys) for alloys in ("4+5", "Total")},
-        )
+        found[cells] = occupations, {drawn: published.samples(lattices, drawn)}
+    found["given"][1]["4+5"] = of_many(found["given"][1]["Total"])
     return folder, table, found
+
+
+def of_many(samples):
+    """The samples of four and five elements: the same cells in the same order, drawn once."""
+    many = [i for i, (size, _) in enumerate(samples.kinds) if size >= 4]
+    formulas, kinds = ([of_all[i] for i in many] for of_all in (samples.formulas, samples.kinds))
+    occupations = {phase: frame.iloc[many] for phase, frame in samples.occupations.items()}
+    return SimpleNamespace(formulas=formulas, kinds=kinds, occupations=occupations)
 
 
 def published_structure(path):
@@ -82,8 +90,7 @@ CASES = [
     ("scratch", "Ef", "--percent 50 --splits 2", {"percent": 50, "number": 2}),
     ("scratch", "Ms", "--alloys Total", {"alloys": "Total"}),
     ("scratch", "Ef", "--epochs 30 --patience 9", {"epochs": 30, "patience": 9}),
-    ("scratch_prime", "Ef", "--seeds 1", {"seed": 1}),
-    ("scratch_prime", "Ms", "--splits 1", {"number": 1}),
+    ("scratch_prime", "Ms", "--seeds 1 --splits 1", {"seed": 1, "number": 1}),
     ("scratch", "Ef", "--select-by validation", {"share": 0.2}),
     (
         "scratch", "Ms", "--select-by validation --refit False --hold-out 0.4 --splits 4",
@@ -91,31 +98,21 @@ CASES = [
     ),
     ("da", "Ef", "", {}),
     (
-        "da", "Ms", "--augment 20 --alpha 0.5 --learning-rate 0.004",
-        {"augment": 20, "alpha": 0.5, "rate": 0.004}
+        "da", "Ms",
+        "--alloys Total --clusters points pairs triplets second_pairs --augment 20 --learning-rate 0.004",
+        {"alloys": "Total", "second": True, "augment": 20, "rate": 0.004},
     ),
-    (
-        "da", "Ms", "--alloys Total --clusters points pairs triplets second_pairs",
-        {"alloys": "Total", "second": True}
-    ),
-    ("da", "Ef", "--select-by validation --seeds 2", {"share": 0.2, "seed": 2}),
+    ("da", "Ef", "--select-by validation --seeds 2 --alpha 0.5", {"share": 0.2, "seed": 2, "alpha": 0.5}),
     ("tl", "Ef", "--source-epochs 3", {"source_epochs": 3}),
     (
-        "tl", "Ms", "--source-epochs 2 --clusters second_pairs,points,pairs,triplets",
-        {"source_epochs": 2, "second": True}
+        "tl", "Ms",
+        "--source-epochs 2 --clusters second_pairs,points,pairs,triplets --alloys Total --seeds 7",
+        {"source_epochs": 2, "second": True, "alloys": "Total", "seed": 7},
     ),
     (
         "tl", "Ef",
         "--source-epochs 2 --source-learning-rate 0.01 --learning-rate 0.02 --alpha 0.1 --percent 60",
         {"source_epochs": 2, "source_rate": 0.01, "rate": 0.02, "alpha": 0.1, "percent": 60},
-    ),
-    (
-        "tl", "Ms", "--source-epochs 2 --select-by validation --splits 5",
-        {"source_epochs": 2, "share": 0.2, "number": 5}
-    ),
-    (
-        "tl", "Ef", "--source-epochs 1 --alloys Total --seeds 7",
-        {"source_epochs": 1, "alloys": "Total", "seed": 7}
     ),
 ]  # fmt: skip
 
@@ -133,12 +130,20 @@ def second_time(six, method, target, more):
 def one_run(six, out, method, target, flags):
     """Checkpoint, metrics and predictions of a run of the script."""
     script = "main.py" if method.startswith("scratch") else "main_transfer.py"
-    words = [f"--{name}={value}" for name, value in SHORT.items() if f"--{name}" not in flags]
+    words = [word for name, value in SHORT.items() for word in (f"--{name}", value)]
     words += ["--method", method, "--target", target, "--device", "cpu", *flags.split()]
     run(script, "--data-dir", six[0], "--results-dir", out, *words)
-    (name,) = (path.stem for path in out.glob("*.pt"))
-    saved = torch.load(out / f"{name}.pt", weights_only=True)["state"]["weights"]
-    return saved, *(pd.read_csv(out / f"{name}_{what}.csv") for what in ("metrics", "predictions"))
+    (folder,) = out.iterdir()
+    saved = torch.load(folder / "model.pt", weights_only=True)["state"]["weights"]
+    return saved, *(pd.read_csv(folder / f"{what}.csv") for what in ("metrics", "predictions"))
+
+
+def assert_same(weights, network):
+    """Weights of a checkpoint or a network, to the last bit those of a plain one."""
+    expected = network.state_dict()
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, expected[name]), f"{name} differs on {report.processor()}"
 
 
 @pytest.mark.parametrize(("method", "target", "flags", "more"), CASES)
@@ -146,8 +151,7 @@ def test_a_run_is_the_published_one(six, tmp_path, method, target, flags, more):
     weights, metrics, predictions = one_run(six, tmp_path, method, target, flags)
     expected = second_time(six, method, target, more)
     assert metrics.epoch.tolist() == [expected.epochs]
-    for name, value in expected.network.state_dict().items():
-        assert torch.equal(weights[name][0], value), name
+    assert_same(weights[0], expected.network)
     test = predictions[predictions.set == "test"]["mean"]
     np.testing.assert_allclose(test, expected.test_predicted, rtol=1e-5, atol=1e-6)
     assert metrics.test_R2[0] == pytest.approx(expected.test_r2, abs=1e-5)
@@ -169,116 +173,70 @@ def test_seeds_and_splits_side_by_side(six, tmp_path, method):
         for seed, one in zip((0, 3), alone):
             row = metrics.index[(metrics.split == split) & (metrics.seed == seed)][0]
             assert metrics.epoch[row] == one.epochs
-            for name, value in one.network.state_dict().items():
-                assert torch.equal(weights[name][row], value), name
+            assert_same(weights[row], one.network)
         test = predictions[(predictions.set == "test") & (predictions.split == split)]
         both = np.array([one.test_predicted for one in alone])
         np.testing.assert_allclose(test["mean"], both.mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(test["std"], both.std(0), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimiser", ["Adam", "SGD"])
-@pytest.mark.parametrize("n_replicas", [1, 32])
-def test_training_is_the_plain_loop(optimiser, n_replicas):
-    """Sets of unequal length, last batches of one row too, early stopping: weights and epochs equal."""
-    lengths = [40, 33, 17, 48, 61][: max(n_replicas // 6, 1)]
-    sets, watch = ([made_up_set(n + more, n) for n in lengths] for more in (0, 3))
-    watch[0] = made_up_set(1, 0)
-    set_of = np.arange(n_replicas) % len(sets)
-    rate = {"Adam": 0.01, "SGD": 0.1}[optimiser]
-    make = partial(getattr(common, optimiser), rate=rate)
-    network, generators = common.side_by_side(range(n_replicas), lambda: common.Network(6, 12))
-    arrays = [[tuple(part.numpy() for part in one) for one in some] for some in (sets, watch)]
-    epochs, losses = common.train(network, generators, arrays[0], set_of, make, 30, 16, arrays[1], 4)
-    stopped = {replica: epoch for replica, epoch, *_ in losses}  # the last epoch of each
-    for i, s in enumerate(set_of):
-        torch.manual_seed(i)
-        plain = published.Network(6)
-        inputs, targets = sets[s]
-        columns = inputs, targets[:, None]
-        watched = watch[s][0], watch[s][1][:, None]
-        torchs = getattr(torch.optim, optimiser)(plain.parameters(), lr=rate)
-        kept = published.train(plain, *columns, watched, torchs, 30, 4, 16)
-        assert kept == epochs[i] and stopped[i] == min(kept + 4, 30)
-        for name, value in plain.state_dict().items():
-            assert torch.equal(network.state_dict()[name][i], value), (i, name)
-
-
 def made_up_set(n, seed):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(n, 12, generator=generator)
-    return inputs, (inputs[:, 0] * inputs[:, 1] + inputs[:, 2]).tanh()
+    """Inputs and targets, in no standard unit."""
+    inputs = np.random.default_rng(seed).normal(1, 2, (n, 12))
+    return inputs, 3 * np.tanh(inputs[:, 0] * inputs[:, 1] + inputs[:, 2]) + 5
 
 
-def test_another_network_is_one_line():
-    """A layer more and another activation, in the Sequential alone: as the plain loop has it."""
-    network, _ = common.side_by_side([4], lambda: common.Network(6, 12))
-    torch.manual_seed(4)
-    plain = published.Network(6)
-    wider = [nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 1)]
-    plain.layers = nn.Sequential(*plain.layers[:4], *wider)
-    ours = [common.Linear(64, 32), nn.Tanh(), common.Linear(32, 1)]
-    for mine, theirs in zip(ours, wider):
-        for one, other in zip(mine.parameters(), theirs.parameters()):
-            one.data = other.data[None].clone()
-    network.layers = nn.Sequential(*network.layers[:4], *ours)
-    inputs, targets = made_up_set(40, 1)
-    rows = [(inputs.numpy(), targets.numpy())]
-    torchs = partial(torch.optim.Adam, lr=0.01)  # any class of torch's goes
-    common.train(network, [torch.Generator().manual_seed(9)], rows, [0], torchs, 5, 16)
-    torch.manual_seed(9)
-    published.train(
-        plain, inputs, targets[:, None], None, torch.optim.Adam(plain.parameters(), 0.01), 5, 0, 16
-    )
-    for name, value in plain.state_dict().items():
-        assert torch.equal(network.state_dict()[name][0], value), name
+def fitted(seeds, sets, watch, optimiser, epochs=30, patience=4):
+    """common.fit_networks, a network for each seed and set."""
+    data = SimpleNamespace(system=SimpleNamespace(elements=range(6)), inputs=sets[0][0])
+    cfg = SimpleNamespace(EPOCHS=epochs, PATIENCE=patience, BATCH_SIZE=16, DEVICE="cpu")
+    networks, generators = common.make_networks(data, [*seeds] * len(sets))
+    return common.fit_networks(networks, generators, sets, watch, optimiser, cfg)
 
 
-def test_weights_of_rows():
-    """A row of weight two counts as one that stands there twice, one of weight zero as none."""
-    inputs, targets = (part.numpy() for part in made_up_set(8, 1))
-    weights = np.array([2, 0, 1, 1, 1, 1, 1, 1.0])
-    twice = np.r_[0, 0, 2:8]
-    trained = []
-    for rows in ((inputs, targets, weights), (inputs[twice], targets[twice])):
-        network, generators = common.side_by_side([0], lambda: common.Network(6, 12))
-        common.train(network, generators, [rows], [0], partial(common.SGD, rate=0.1), 3, 8)
-        trained.append(network.state_dict())
-    for name, value in trained[0].items():
-        torch.testing.assert_close(value, trained[1][name], atol=1e-6, rtol=0)
+@pytest.mark.parametrize("optimiser", ["Adam", "SGD"])
+@pytest.mark.parametrize("n_seeds", [1, 5])
+def test_training_is_the_plain_loop(optimiser, n_seeds):
+    """Sets of equal and unequal length, a last batch of one row too, early stopping: to the last bit."""
+    lengths = [40, 33, 40, 17, 48, 40] if n_seeds > 1 else [33]
+    sets = [made_up_set(n, i) for i, n in enumerate(lengths)]
+    watch = [made_up_set(n + 3, 10 + i) for i, n in enumerate(lengths)]
+    watch[-1] = made_up_set(1, 0)
+    rate = {"Adam": 0.01, "SGD": 0.03}[optimiser]
+    trained = fitted(range(n_seeds), sets, watch, partial(getattr(common, optimiser), rate=rate))
+    ended = {number: epoch for number, epoch, *_ in trained.losses}
+    for i, network in enumerate(trained.networks):
+        (rows, watched), seed = (sets[i // n_seeds], watch[i // n_seeds]), i % n_seeds
+        torch.manual_seed(seed)
+        plain = published.Network(6)
+        torchs = getattr(torch.optim, optimiser)(plain.parameters(), lr=rate)
+        scaled, compared = (published.standardise(rows, *one) for one in (rows, watched))
+        kept = published.train(plain, *scaled, compared, torchs, 30, 4, 16)
+        assert kept == trained.epochs[i] and ended[i] == min(kept + 4, 30)
+        assert_same(network.state_dict(), plain)
+    assert len({*ended.values()}) > 1 or n_seeds == 1  # some go on where others have stopped
 
 
 def test_recorded_losses():
     """With a rate of zero: in training the mean of the batches' losses, watched that of the whole set."""
-    inputs, targets = made_up_set(32, 1)
-    watch = made_up_set(7, 2)
-    network, generators = common.side_by_side([0], lambda: common.Network(6, 12))
-    arrays = [tuple(part.numpy() for part in one) for one in ((inputs, targets), watch)]
-    still = partial(common.SGD, rate=0.0)
-    epochs, losses = common.train(network, generators, arrays[:1], [0], still, 9, 16, arrays[1:], 4)
-    expected = [nn.functional.mse_loss(network(x[None])[0], y).item() for x, y in ((inputs, targets), watch)]
-    assert [row[:2] for row in losses] == [(0, epoch) for epoch in range(1, 7)] and epochs.tolist() == [2]
-    np.testing.assert_allclose([row[2:] for row in losses], [expected] * 6, rtol=1e-5)
+    rows, watch = made_up_set(32, 1), made_up_set(7, 2)
+    trained = fitted([0], [rows], [watch], partial(common.SGD, rate=0.0), 9)
+    expected = []
+    for part in (rows, watch):
+        inputs, targets = published.standardise(rows, *part)
+        expected.append(nn.functional.mse_loss(trained.networks[0](inputs), targets[:, 0]).item())
+    assert [row[:2] for row in trained.losses] == [(0, epoch) for epoch in range(1, 7)]
+    np.testing.assert_allclose([row[2:] for row in trained.losses], [expected] * 6, rtol=1e-5)
+    assert trained.epochs.tolist() == [2]  # of epochs alike the first, from the second on
 
 
-@pytest.mark.parametrize(("rate", "said"), [(0.0, "1 of 1 networks learned"), (0.05, ""), (1.0, "learned")])
-def test_what_learns_nothing_is_said(capsys, rate, said):
-    """A rate of zero; one that is right; one that the loss grows with, and is finite."""
-    inputs, targets = (part.numpy() for part in made_up_set(32, 1))
-    rows = [(inputs, (targets - targets.mean()) / targets.std())]
-    network, generators = common.side_by_side([0], lambda: common.Network(6, 12))
-    common.train(network, generators, rows, [0], partial(common.Adam, rate=rate), 9, 16, rows, 4)
-    printed = capsys.readouterr().out
-    assert said in printed and bool(said) == bool(printed)
-
-
-def test_a_watched_loss_that_is_never_a_number():
-    """Nothing could be kept, so that the network would be the untrained one."""
-    rows = [tuple(part.numpy() for part in made_up_set(32, 1))]
-    watch = [(rows[0][0], rows[0][1] + np.inf)]
-    network, generators = common.side_by_side([0], lambda: common.Network(6, 12))
-    with pytest.raises(common.InputError, match="LEARNING_RATE"):
-        common.train(network, generators, rows, [0], partial(common.SGD, rate=0.1), 9, 16, watch, 4)
+def test_losses_that_are_no_numbers():
+    """A watched one, so that nothing could be kept; and the one in training."""
+    rows = made_up_set(32, 1)
+    with pytest.raises(common.InputError, match=r"watched loss was no number.*LEARNING_RATE"):
+        fitted([0, 1], [rows], [(rows[0], rows[1] + 1e300)], partial(common.SGD, rate=0.1))
+    with pytest.raises(common.InputError, match=r"in epoch [1-9].*LEARNING_RATE"):
+        fitted([0], [rows], [rows], partial(common.SGD, rate=1e9))
 
 
 def test_labels_of_the_samples(six, tmp_path):
@@ -289,14 +247,14 @@ def test_labels_of_the_samples(six, tmp_path):
     rows, _ = published.split(table)
     expected = published.label(table, occupations, random["4+5"], "Ms", rows, False, None, published.ELEMENTS)
     names = published.columns()
-    fitted = published.fit_ce(table, occupations, "Ms", rows, 1e-2, names)
+    expansion = published.fit_ce(table, occupations, "Ms", rows, 1e-2, names)
     for phase in published.PHASES:
-        found = pd.read_csv(tmp_path / f"generated_{phase}_Ms_4+5_76.csv")
+        found = pd.read_csv(tmp_path / f"generate_Ms_4+5_76/samples_{phase}.csv")
         np.testing.assert_allclose(found.iloc[:, -1], expected[phase][1], atol=1e-9)
         np.testing.assert_allclose(found.iloc[:, 1:-1].to_numpy(float), expected[phase][0], atol=1e-12)
-        eci = pd.read_csv(tmp_path / f"eci_{phase}_Ms_4+5_76.csv", index_col="cluster").iloc[:, 0]
-        np.testing.assert_allclose(eci[names], fitted[phase].coef_, atol=1e-9)
-        assert eci["intercept"] == pytest.approx(fitted[phase].intercept_, abs=1e-9)
+        eci = pd.read_csv(tmp_path / f"generate_Ms_4+5_76/eci_{phase}.csv", index_col="cluster").iloc[:, 0]
+        np.testing.assert_allclose(eci[names], expansion[phase].coef_, atol=1e-9)
+        assert eci["intercept"] == pytest.approx(expansion[phase].intercept_, abs=1e-9)
 
 
 @needs_study
@@ -312,7 +270,7 @@ def test_labels_of_the_samples(six, tmp_path):
 def test_published_figures(study_tables, tmp_path, script, flags, expected):
     """With nothing but the defaults, on the study's data."""
     run(script, "--data-dir", STUDY, "--table-dir", study_tables, "--results-dir", tmp_path, *flags.split())
-    (path,) = tmp_path.glob("*_metrics.csv")
+    (path,) = tmp_path.glob("*/metrics.csv")
     row = pd.read_csv(path).iloc[0]
     for name, value in zip(("train_R2", "train_loss", "test_R2", "test_loss"), expected):
         if value is not None:
@@ -328,7 +286,7 @@ def test_the_studys_transfer(study_tables, tmp_path):
     """
     flags = ["--data-dir", STUDY, "--table-dir", study_tables, "--results-dir", tmp_path]
     run("main_transfer.py", *flags, "--device", "cpu")
-    found = pd.read_csv(tmp_path / "tl_Ef_4+5_100_reference_metrics.csv").iloc[0]
+    found = pd.read_csv(tmp_path / "tl_Ef_4+5_100_reference/metrics.csv").iloc[0]
     table = pd.read_csv(STUDY / "Database.csv")
     table["formula"] = table.structures.str.split("_").str[0]
     occupations = pd.concat([pd.read_csv(study_tables / f"{phase}_train.csv") for phase in published.PHASES])

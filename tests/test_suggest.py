@@ -1,125 +1,125 @@
-"""What to calculate next: the picks against sums written out, and the script as a user runs it."""
+"""What to calculate next: picks against draws and sums written out, and the scripts as a user runs them."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import files, run
+from conftest import ROOT, files, run
+from scipy.stats import norm
 
 import common
-import suggest
+from beyond import suggest
+
+sys.path.insert(0, str(ROOT / "studies"))
+import replay
 
 
-def made_up(n=12, seed=0):
-    """A covariance of candidates and a noise."""
-    generator = np.random.default_rng(seed)
+def made_up(n=12):
+    """Mean, deviation (more than what is to be learned), chance of the bound, covariance and noise."""
+    generator = np.random.default_rng(0)
     roots = generator.normal(size=(n, 4)) * np.linspace(0.3, 1.5, n)[:, None]
-    return roots @ roots.T + 0.1 * np.eye(n), generator.uniform(0.05, 0.5, n)
+    covariance, noise = roots @ roots.T + 0.1 * np.eye(n), generator.uniform(0.05, 0.5, n)
+    deviation = np.sqrt(covariance.diagonal() + noise + 0.3)
+    likely = np.where(np.arange(n) == n - 1, 0.45, generator.uniform(0.2, 1, n))  # the first pick is doubtful
+    return np.linspace(-1, 1, n), deviation, likely, (covariance, noise)
 
 
-def conditioned(covariance, noise, picks):
-    """The covariance given all picks at once."""
-    own = covariance[np.ix_(picks, picks)] + np.diag(noise[picks])
-    cross = covariance[:, picks]
-    return covariance - cross @ np.linalg.solve(own, cross.T)
+def test_expected_improvement_by_drawing():
+    mean, deviation, *_ = made_up()
+    drawn = mean + deviation * np.random.default_rng(1).normal(size=(200_000, 12))
+    expected = np.maximum(drawn - 0.5, 0).mean(0)
+    np.testing.assert_allclose(suggest.improvement(mean, deviation, 0.5), expected, rtol=0.01, atol=1e-3)
 
 
-def test_the_most_telling_leave_the_least_variance():
-    covariance, noise = made_up()
-    picks, shares = suggest.most_telling(covariance, noise, 4)
-    for n in range(4):
-        left = [np.trace(conditioned(covariance, noise, [*picks[:n], i])) for i in range(12)]
-        assert picks[n] == min(set(range(12)) - set(picks[:n]), key=lambda i: left[i])
-        assert 1 - sum(shares[: n + 1]) == pytest.approx(left[picks[n]] / np.trace(covariance))
-
-
-@pytest.mark.parametrize("goal", ["high", "low"])
-def test_expected_improvement_by_drawing(goal):
-    """The first pick's gain as drawn; a likelihood of zero rules an alloy out; none is picked twice."""
-    covariance, noise = made_up()
-    generator, mean = np.random.default_rng(1), np.linspace(-1, 1, 12)
-    deviation = np.sqrt(covariance.diagonal() + 2)  # noise and phase count more than what is to be learned
-    arguments = [mean, deviation, covariance, noise, np.ones(12), 0.5]
-    picks, gains = suggest.most_promising(*arguments, goal, 12)
-    drawn = mean + deviation * generator.normal(size=(200_000, 12))
-    ahead = drawn - 0.5 if goal == "high" else 0.5 - drawn
-    expected = np.maximum(ahead, 0).mean(0)
-    assert picks[0] == expected.argmax() and gains[0] == pytest.approx(expected.max(), rel=0.02)
+def test_a_batch_is_conditioned_on_its_picks():
+    """Each gain, as of all picks before put in at once; what is not worth it is not padded out."""
+    mean, deviation, likely, (covariance, noise) = made_up()
+    arguments = mean, deviation, likely, 0.5, (covariance, noise)
+    picks, gains = suggest.pick_batch(*arguments, 12, -np.inf)
     assert sorted(picks) == list(range(12))
-    arguments[4] = np.where(np.arange(12) == picks[0], 0, 1)
-    assert suggest.most_promising(*arguments, goal, 1)[0] == [expected.argsort()[-2]]
+    for n in range(5):
+        before, best = picks[:n], max([0.5, *(mean[i] for i in picks[:n] if likely[i] > 0.5)])
+        labels = covariance[np.ix_(before, before)] + np.diag(noise[before])
+        taken = covariance[:, before] @ np.linalg.solve(labels, covariance[before])
+        spread = np.sqrt(deviation**2 - taken.diagonal())
+        z = (mean - best) / spread
+        gain = likely * ((mean - best) * norm.cdf(z) + spread * norm.pdf(z))
+        gain[before] = -1
+        assert picks[n] == gain.argmax() and gains[n] == pytest.approx(gain.max())
+    least = (gains[2] + gains[3]) / 2
+    assert suggest.pick_batch(*arguments, 12, least) == (picks[:3], gains[:3])
+    assert suggest.pick_batch(*arguments, 2, least) == (picks[:2], gains[:2])
 
 
-def flags(small_data, tmp_path):
-    return ["suggest.py", "--data-dir", small_data, "--results-dir", tmp_path, "--number", "3"]
-
-
-def test_as_a_script(small_data, tmp_path, pictures):
-    run(*flags(small_data, tmp_path))
-    goal = ["--alloys", "Total", "--goal", "low", "--bound", "0.05"]
-    run(*flags(small_data, tmp_path), *goal)
-    learn, low = (pd.read_csv(tmp_path / f"suggested_{n}.csv") for n in ("Ef_learn", "Ef_low"))
-    assert learn.number.tolist() == [1, 2, 3] and low.p_below_bound.between(0, 1).all()
-    assert not (learn.half_width_90 <= 0).any() and learn.reason.str.contains("variance").all()
-    database = pd.read_csv(small_data / "Database.csv").structures.str.replace("_sqs", " ")
-    known = {
-        tuple(common.mole_fractions([n.split()[0]], ["Fe", "Ni", "Co", "Cr", "Mn"])[0]) for n in database
-    }
-    new = common.mole_fractions(learn.formula, ["Fe", "Ni", "Co", "Cr", "Mn"])
-    assert not {tuple(row) for row in new} & known
-    assert len(pictures) == 2 and all("formation energy (eV/atom)" in said for said in pictures.values())
+def flags(small_data, *more):
+    return ["beyond/suggest.py", "--data-dir", small_data, "--alloys", "Total", *more]
 
 
 @pytest.mark.parametrize(
-    ("goal", "bound", "best"), [("high", 0.02, 1.4), ("low", 0.02, 0.3563), ("high", -0.1, 1.975)]
+    ("goal", "bound", "best"), [("high", 0.02, "1.4 μ"), ("low", 0.02, "0.3563 μ"), ("high", -9, "none is")]
 )
-def test_what_is_to_be_improved_on(small_data, tmp_path, goal, bound, best):
-    """The best moment of the database among alloys below the bound, or among all where none is below it."""
-    more = ["--alloys", "Total", "--target", "Ms", "--goal", goal, "--bound", str(bound), "--number", "1"]
-    said = run(*flags(small_data, tmp_path), *more).out
-    assert f"improve on {best} μB/atom at an Ef below {bound:g} eV/atom" in said
-    assert ("hardly any candidate" in said) == (bound == -0.1)  # nothing comes near it
+def test_what_is_to_be_improved_on(small_data, tmp_path, pictures, goal, bound, best):
+    """The best known below the bound; picks that are not worth it are not padded out."""
+    more = ["--target", "Ms", "--goal", goal, "--bound", bound, "--number", 300, "--results-dir", tmp_path]
+    said = run(*flags(small_data, *more)).out.split("improvement: ")[1]
+    table = pd.read_csv(tmp_path / f"suggested_Ms_{goal}" / "picks.csv")
+    assert f"below {bound:g} eV/atom" in said and best in said
+    assert f"{len(table)} of 300 are worth a calculation" in said and len(table) < 300
+    assert (len(table) == 0) == (bound == -9) and table.p_below_bound.between(0, 1).all()
+    assert "bound" in pictures[f"suggested_Ms_{goal}/picks.png"]
 
 
-def test_candidates_of_ones_own(small_data, tmp_path):
-    """Those that the database holds are no candidates, nor is one twice."""
-    held = pd.read_csv(small_data / "Database.csv").structures[0]
-    path = tmp_path / "alloys.csv"
-    rows = [held.split("_")[0], "FeNi7CoCr", "Fe2Ni14Co2Cr2", "FeNiCo5Cr", "FeNiCoCr5"]
-    path.write_text("formula,phase\n" + "".join(f"{row},{held[-3:]}\n" for row in rows))
-    run(*flags(small_data, tmp_path), "--candidates", path)
-    found = pd.read_csv(tmp_path / "suggested_Ef_learn.csv")
-    assert set(found.formula) == {"FeNi7CoCr", "FeNiCo5Cr", "FeNiCoCr5"}
-    rows = rows[:1] + rows[3:] + ["FeNi6CoCr"]
-    path.write_text("formula,phase\n" + "".join(f"{row},{held[-3:]}\n" for row in rows))
-    run(*flags(small_data, tmp_path), "--candidates", path)  # another file's picks do not take the name
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "suggested_Ef_learn.csv"), found)
-    assert "FeNi6CoCr" in pd.read_csv(tmp_path / "suggested_Ef_learn_2.csv").formula.tolist()
-    more = ["--candidates", path, "--number", "5"]
-    assert "only 3 candidates" in run(*flags(small_data, tmp_path), *more, status=2).err
-
-
-def test_lattice_constants_of_structures(small_data):
-    """All cells here have the same, whatever is in them."""
-    data = common.load_data(small_data, small_data, "Ef")
-    data = data._replace(table=data.table[data.table.phase == "fcc"])
-    fractions = common.mole_fractions(["FeNiCoCr", "Cr3Mn"], ["Fe", "Ni", "Co", "Cr", "Mn"])
-    candidates = pd.DataFrame(fractions, columns=data.system.elements).assign(phase=["fcc", "bcc"])
-    found = suggest.lattice_constants(small_data, data, candidates)
-    np.testing.assert_allclose(found, [3.6, 3.6 / 2 ** (1 / 3)])
+def test_candidates(small_data, tmp_path):
+    """Those that the database holds are none, nor is one twice."""
+    database, system = common.read_database(small_data, ["Ef"])
+    path, held = tmp_path / "alloys.csv", database.formula[0]
+    rows = [held, "FeNi7CoCr", "Fe2Ni14Co2Cr2", "FeNiCo5Cr"]
+    path.write_text("formula,phase\n" + "".join(f"{row},{database.phase[0]}\n" for row in rows))
+    found = suggest.make_candidates(SimpleNamespace(CANDIDATES=path), database, system)
+    assert found.formula.tolist() == ["FeNi7CoCr", "FeNiCo5Cr"]
+    np.testing.assert_allclose(found[list(system.elements)].iloc[0], [0.1, 0.7, 0.1, 0.1, 0])
 
 
 def test_bad_input(small_data, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "icet", None)
-    (tmp_path / "alloys.csv").write_text("formula\nFeAl\nMnPdFe\n")
-    for more, expected in (
-        (["--bound", "0"], "with GOAL"),
-        (["--goal", "best"], "high, low"),
-        (["--sqs-atoms", "32"], "pip install icet"),
-        (["--candidates", tmp_path / "alloys.csv"], "Mn; got FeAl, MnPdFe\n"),
-        (["--goal", "low", "--bound", "-10"], "none of 1092 candidates can improve on"),
-    ):
-        error = run(*flags(small_data, tmp_path / "out"), *more, status=2).err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "alloys.csv").write_text("formula\nFeAl\n")
+    for flag, value, expected in (
+        ("--bound", 0, "with another TARGET"), ("--goal", "best", "high, low"),
+        ("--sqs-atoms", 32, "pip install icet"), ("--candidates", tmp_path / "alloys.csv", "found FeAl"),
+    ):  # fmt: skip
+        error = run(*flags(small_data, flag, value, "--results-dir", tmp_path / "out"), status=2).err
         assert expected in error and len(error.splitlines()) == 1
     assert not files(tmp_path / "out")
+
+
+@pytest.mark.parametrize("policy", ["improvement", "greedy"])
+def test_no_label_is_read_before_it_is_calculated(small_data, policy):
+    """Other labels, energies and phases of all that is not calculated change no pick."""
+    same = {"DATA_DIR": small_data, "TABLE_DIR": small_data, "ELEMENTS": None, "EXCLUDED_PAIRS": None}
+    data = [common.load_data(SimpleNamespace(TARGET=t, **same), "lattice") for t in ("Ms", "Ef")]
+    case = replay.case_of(data[0], 0)._replace(targets=[one.targets for one in data])
+    wanted = case.candidates[np.argsort(case.targets[0][case.candidates])[-2:]]
+    asked = replay.fitted(case, case.known), wanted, "high", 0.1, policy, 5
+    picked, _ = replay.search(case, *asked)
+    unread = np.setdiff1d(
+        case.candidates, picked[: (len(picked) - 1) // 5 * 5]
+    )  # the last batch teaches nothing
+    *targets, phases = (one.copy() for one in (*case.targets, case.rows[3]))
+    for one in (*targets, phases):
+        one[unread] += 5
+    rows = *case.rows[:3], phases, case.rows[4]
+    other = case._replace(targets=targets, rows=rows)
+    assert len(unread) > 7 and replay.search(other, *asked)[0] == picked and len({*picked}) == len(picked)
+
+
+def test_random_order():
+    """Means known in closed form: (n + 1) / 2 until the best, 5 (n + 1) / 6 until all five."""
+    row = {"set": "study", "target": "Ef", "goal": "low", "bound": np.nan, "candidates": 147, "step": 1}
+    known = row | {"policy": "improvement", "best": 4, "five": 9, "stopped": 3}
+    found = replay.with_random(pd.DataFrame([known]))
+    means = found[found.policy == "random"][["best", "five"]].mean()
+    np.testing.assert_allclose(means, [74, 123.3], rtol=0.02)
+    assert replay.whole_batches(np.array([1, 5, 6, 23]), 5, 23).tolist() == [5, 5, 10, 23]
+    assert "| 4 (4 to 4) |" in replay.markdown(found) and "| 1 of 1 |" in replay.markdown(found)
