@@ -1,31 +1,24 @@
-# make             install, then the four scripts on DATA_DIR
+# make             install, then the four scripts, with the constants that stand in them
 # make test        install, then all tests
 # make lint        ruff
-# make mutants     do the tests notice a change? a sample of 150 changes; an hour
 # make bench       benchmarks/RESULTS.md
-# make reference   the study's data, the scripts on it, and a table against its figures
+# make reference   the study's data, the scripts on it, and a table against its published figures
 # make clean       take away what make installed; results stay
 #
-# The tables go beside the data, where the scripts look for them, unless TABLE_DIR says otherwise.
-# A recipe line that fails ends the run. PYTHON is only used to make the virtual environment.
+# A recipe line that fails ends the run. PYTHON is only used to make the virtual environment; DATA_DIR says
+# where the study's data lies, for make reference alone, which clones it otherwise.
 
 PYTHON ?= python3
-DATA_DIR ?= HEA_data
-TABLE_DIR ?= $(DATA_DIR)
-RESULTS_DIR ?= results
-REFERENCE_RESULTS := reference_results
 STUDY := https://github.com/zimo-li23/CE-transfer-learning
-
 BIN := .venv/bin
-FLAGS = --data-dir $(DATA_DIR) --table-dir $(TABLE_DIR)
 
-.PHONY: all test lint mutants bench reference clean
+.PHONY: all test lint bench reference clean
 
 all: .venv/run
-	$(BIN)/python structure_stat.py $(FLAGS) --cells given lattice
-	$(BIN)/python generate.py $(FLAGS) --results-dir $(RESULTS_DIR)
-	$(BIN)/python main.py $(FLAGS) --results-dir $(RESULTS_DIR)
-	$(BIN)/python main_transfer.py $(FLAGS) --results-dir $(RESULTS_DIR)
+	$(BIN)/python structure_stat.py
+	$(BIN)/python generate.py
+	$(BIN)/python main.py
+	$(BIN)/python main_transfer.py
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -43,22 +36,18 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-mutants: .venv/test
-	$(BIN)/python tests/mutants.py
-
 bench: .venv/run
 	$(BIN)/python benchmarks/benchmark.py
 
 reference_data:
 	git clone --depth 1 $(STUDY) reference_data
 
-# The study's data is fetched only where DATA_DIR does not say where it lies.
-ifeq ($(origin DATA_DIR),file)
-reference: DATA_DIR := reference_data/HEA_data
+ifndef DATA_DIR
+DATA_DIR := reference_data/HEA_data
 reference: reference_data
 endif
 reference: .venv/run
-	$(BIN)/python studies/reference.py --data-dir $(DATA_DIR) --results-dir $(REFERENCE_RESULTS)
+	$(BIN)/python studies/reference.py --data-dir $(DATA_DIR) --results-dir reference_results
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache
