@@ -42,7 +42,7 @@ def folder(text):
 
 
 def numbers(text):
-    """'3', '0-7' or '0,3,5-8' -> a list of whole numbers, each once; 'all' of splits stays ['all']."""
+    """'3', '0-7' or '0,3,5-8' -> a list of whole numbers, each once."""
     found = {}
     for part in text.replace(",", " ").split():
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
