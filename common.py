@@ -252,18 +252,6 @@ def data_name(data_dir):
     return data_dir.resolve().name + (f" ({whose})" if whose else "")
 
 
-def targets_in(data_dir):
-    """Names of the targets that a Database.csv has a column of. Raises InputError if it has none."""
-    path, names = data_dir / "Database.csv", {target.column: name for name, target in TARGETS.items()}
-    if not data_dir.is_dir():
-        raise InputError(f"{data_dir}: expected a folder with Database.csv and POSCARS/")
-    columns = read_table(path)
-    found = [name for column, name in names.items() if column in columns]
-    if not found:
-        raise InputError(f"{path}: expected {' or '.join(names)}; the columns are {listed([*columns], 20)}")
-    return found
-
-
 def lattice_column(frame):
     """Head of the column that says the lattice: phase, lattice or structure, where cells name lattices."""
     for head in frame:
@@ -310,19 +298,22 @@ def formula_of(name, given, folder):
     return formula if named or not held else found
 
 
-def read_database(data_dir, targets, elements=None, excluded_pairs=None):
+def read_database(data_dir, targets=None, elements=None, excluded_pairs=None):
     """Database.csv: (frame of structure, phase, formula and the targets' columns, which may be nan; System).
 
-    targets: names in TARGETS. elements, excluded_pairs: as in `alloy_system`. All fcc rows come before
-    all bcc rows. Rows of other phases are left out, and a printed line says how many. The formula: see
-    `formula_of`. Raises InputError, with all faults of one kind together: no folder or file, a column
-    missing, a target that is no number, a structure listed twice, no formula of the system's elements, a
-    name that ends with another phase.
+    targets: names in TARGETS; None: those that the file has. elements, excluded_pairs: as in
+    `alloy_system`. All fcc rows come before all bcc rows. Rows of other phases are left out, and a printed
+    line says how many. The formula: see `formula_of`. Raises InputError, with all faults of one kind
+    together: no folder or file, a column missing, a target that is no number, a structure listed twice, no
+    formula of the system's elements, a name that ends with another phase.
     """
-    path, columns = data_dir / "Database.csv", [TARGETS[target].column for target in targets]
+    path, columns = data_dir / "Database.csv", [TARGETS[target].column for target in targets or TARGETS]
     if not data_dir.is_dir():
         raise InputError(f"{data_dir}: expected a folder with Database.csv and POSCARS/")
-    frame = read_table(path, ["structures", *columns])
+    frame = read_table(path, ["structures", *(columns if targets else [])])
+    columns = [column for column in columns if column in frame]
+    if not columns:
+        raise InputError(f"{path}: expected {' or '.join(TARGETS)}; the columns are {listed([*frame], 20)}")
     if frame.empty:
         raise InputError(f"{path}: expected at least one row, found none")
     lines = frame.index + 2  # of the file, for messages; line 1 is the header
@@ -480,10 +471,13 @@ def load_data(cfg, cells=None):
         print(f"far from the others, a wrong unit or digit? {cfg.TARGET} of {strange}", flush=True)
     fractions = mole_fractions(table.formula, system.elements)
     of_phase = one_hot(table.phase, phases) if phases == PHASES else phase_fractions
+    inputs = network_inputs(fractions, of_phase, system.elements)
+    outside = (np.abs(inputs - inputs.mean(0)) > FAR * np.maximum(inputs.std(0), 1e-12)).any(1)
+    if outside.any():  # they may make the loss grow beyond all numbers
+        print(f"far outside the other alloys: {listed([*table.structure[outside]])}", flush=True)
     return Data(
-        cfg.TARGET, table.assign(n_components=(fractions > 0).sum(1)), system, phases,
-        network_inputs(fractions, of_phase, system.elements), values.to_numpy(),
-        None if clusters is None else cells, clusters, phase_fractions, source, sums,
+        cfg.TARGET, table.assign(n_components=(fractions > 0).sum(1)), system, phases, inputs,
+        values.to_numpy(), None if clusters is None else cells, clusters, phase_fractions, source, sums,
     )  # fmt: skip
 
 
@@ -693,15 +687,14 @@ class Adam:
     """
 
     def __init__(self, parameters, rate):
-        self.param_groups, self.rate = [{"params": [*parameters]}], rate
-        self.state = {
-            p: {"mean": torch.zeros_like(p), "square": torch.zeros_like(p), "step": torch.zeros(())}
-            for p in self.param_groups[0]["params"]
-        }
+        self.rate, self.state = rate, {}
+        for p in parameters:
+            mean, square = torch.zeros_like(p), torch.zeros_like(p)
+            self.state[p] = {"mean": mean, "square": square, "step": torch.zeros(())}
 
     @torch.no_grad()
     def step(self):
-        learned = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+        learned = [p for p in self.state if p.grad is not None]
         mean, square, step = ([self.state[p][name] for p in learned] for name in ("mean", "square", "step"))
         adam(
             learned, [p.grad for p in learned], mean, square, [], step, foreach=False, amsgrad=False,
@@ -713,18 +706,13 @@ class SGD:
     """torch.optim.SGD with its defaults, likewise."""
 
     def __init__(self, parameters, rate):
-        self.param_groups, self.rate = [{"params": [*parameters]}], rate
-        self.state = {}
+        self.rate, self.state = rate, {parameter: {} for parameter in parameters}
 
     @torch.no_grad()
     def step(self):
-        for parameter in self.param_groups[0]["params"]:
+        for parameter in self.state:
             if parameter.grad is not None:
                 parameter.add_(parameter.grad, alpha=-self.rate)
-
-
-class Diverged(InputError):
-    """The loss grew beyond all numbers."""
 
 
 def epoch_order(generator, n_rows):
@@ -780,7 +768,7 @@ def train_stacked(networks, generators, rows, watch, optimiser, epochs, cfg):
             total = total + loss.detach()
         in_training, watched = (total / len(batches)).cpu().numpy(), np.full(len(held), np.nan)
         if not np.isfinite(in_training[runs]).all():
-            raise Diverged(f"the loss grew beyond all numbers in epoch {epoch}: use a smaller LEARNING_RATE")
+            raise InputError(f"the loss grew beyond numbers in epoch {epoch}: use a smaller LEARNING_RATE")
 
         keep = last[held] == epoch
         if watch:
@@ -799,7 +787,8 @@ def train_stacked(networks, generators, rows, watch, optimiser, epochs, cfg):
             break
         if runs.mean() < 0.75:  # worth the copying: take the stopped networks out of the tensors
             held, rows, watch = held[runs], [a[runs] for a in rows], watch and [a[runs] for a in watch]
-            learner = some_replicas(learner, stepper, runs)
+            del loss  # and with it what autograd remembers of the parameters' shape
+            keep_replicas(learner, stepper, runs)
             runs = runs[runs]
     bar.close()
     for i, network in enumerate(networks):
@@ -807,24 +796,13 @@ def train_stacked(networks, generators, rows, watch, optimiser, epochs, cfg):
     return kept_epochs, history
 
 
-def some_replicas(stacked, stepper, which):
-    """A stacked network with some of its replicas alone, with which its optimiser goes on.
-
-    which: whether each is wanted, (n_replicas,). Made anew, for a parameter keeps the shape autograd knows.
-    """
-    smaller = copy.deepcopy(stacked)
-    made_of = dict(zip(stacked.parameters(), smaller.parameters()))
-    for parameter in smaller.parameters():
-        parameter.data = aligned(parameter.data[which])
-    for group in stepper.param_groups:
-        group["params"] = [made_of[parameter] for parameter in group["params"]]
-    earlier, stepper.state = stepper.state, {}
-    for parameter, values in earlier.items():
-        stepper.state[made_of[parameter]] = {
-            name: value[which] if torch.is_tensor(value) and value.ndim else value
-            for name, value in values.items()
-        }
-    return smaller
+def keep_replicas(stacked, stepper, which):
+    """Leave in a stacked network and its optimiser some of the replicas alone; which: bool (n_replicas,)."""
+    for parameter in stacked.parameters():
+        parameter.data, parameter.grad = aligned(parameter.data[which]), None
+        for name, value in stepper.state.get(parameter, {}).items():
+            if torch.is_tensor(value) and value.ndim:
+                stepper.state[parameter][name] = value[which]
 
 
 class Trained(NamedTuple):
@@ -909,24 +887,14 @@ def fit_selected(method, data, splits, cfg):
     """
     whole = [split.train for split in splits]
 
-    def fit(train_rows, watch_rows, **more):
-        try:
-            return method(data, train_rows, watch_rows, cfg, **more)
-        except Diverged as error:
-            off = np.abs(data.inputs - data.inputs.mean(0)) / np.maximum(data.inputs.std(0), 1e-12)
-            far = listed([*data.table.structure[(off > FAR).any(1)]])
-            raise InputError(
-                f"{far} far outside the other alloys, or else {error}" if far else error
-            ) from None
-
     if cfg.SELECT_BY == "reference":
         if not all(len(split.test) for split in splits):
             raise InputError("SPLITS all has no test set to choose the epoch on: set SELECT_BY = validation")
-        return fit(whole, [split.test for split in splits])
+        return method(data, whole, [split.test for split in splits], cfg)
     held = [[*hold_out(data.table, one, cfg.HOLD_OUT)] for one in splits]  # in parts of the split 'all' alone
     pairs = [(rows[~np.isin(rows, out)], out) for rows, parts in zip(whole, held) for out in parts]
-    trained = fit(*map(list, zip(*pairs)))
+    trained = method(data, *map(list, zip(*pairs)), cfg)
     if not cfg.REFIT and len(pairs) == len(splits):
         return trained
     kept = trained.epochs.reshape(len(splits), len(held[0]), -1).mean(1)
-    return fit(whole, None, epochs=np.rint(kept).astype(int).ravel())
+    return method(data, whole, None, cfg, np.rint(kept).astype(int).ravel())

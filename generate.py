@@ -212,10 +212,9 @@ def label(models, samples):
 def select(samples, number, alloys):
     """Rows of the samples that data augmentation takes in each phase, `number` of them.
 
-    By number of elements, and by what they hold of Mn and Pd, in the proportions of the study's
-    data; for other elements, of whichever stand in for one another (`sample_compositions`), and of
-    the numbers of elements that there are. Where there are no plain samples, half are copies; where
-    not both originals and copies, all count as plain. Raises InputError where a kind has too few.
+    By number of elements, and by what they hold of Mn and Pd, in the proportions of the study's data; where
+    no element stands in for just one other (`sample_compositions`), by number of elements alone. Raises
+    InputError where there are too few.
     """
     study = {4: 97, 5: 55} if alloys == "4+5" else {2: 84, 3: 128, 4: 97, 5: 55}  # alloys in its data
     n_elements = (samples.fractions > 0).sum(1)
@@ -223,37 +222,25 @@ def select(samples, number, alloys):
     wanted = {k: math.ceil(number * share / sum(shares.values())) for k, share in shares.items()}
     wanted[max(shares, key=shares.get)] += number - sum(wanted.values())  # they take the rounding
     copied_share = {2: (2, 7), 3: (3, 8), 4: (4, 9), 5: (1, 2)}  # of those with Pd
-    generator = np.random.default_rng(42)
-    chosen = []
+    generator, chosen = np.random.default_rng(42), []
     for k, n in wanted.items():
         plain, original, copy = (
             np.flatnonzero((n_elements == k) & (samples.kind == kind)) for kind in range(3)
         )
-        if not (len(original) and len(copy)):
+        if len(original) != len(copy):
             plain, original, copy = np.flatnonzero(n_elements == k), original[:0], copy[:0]
         part, whole = copied_share[k] if len(plain) else (1, 2)
         n_copied = math.ceil(n * part / whole) if len(copy) else 0
         n_plain = max(n - 2 * n_copied, 0) if len(plain) else 0
-        n_original = n - n_copied - n_plain
-        if (
-            min(n, n_original) < 0
-            or n_plain > len(plain)
-            or n_original > len(original)
-            or n_copied > len(copy)
-        ):
-            raise InputError(
-                f"AUGMENT {number}: it takes {n} samples of {k} elements, {n_plain} of {len(plain)} plain, "
-                f"{n_original} of {len(original)} with an element that others replace, {n_copied} of "
-                f"{len(copy)} with one that replaces it"
-            )
+        if min(n, len(plain) - n_plain, len(copy) - n_copied) < 0:
+            kinds = f"{n_plain} of {len(plain)} plain, {n_copied} of {len(copy)} that are copies"
+            raise InputError(f"AUGMENT {number}: it takes {n} samples of {k} elements, {kinds}")
         drawn = generator.choice(len(copy), n_copied, replace=False) if n_copied else np.arange(0)
-        copies = copy[drawn]
-        if len(original) != len(copy):  # several stand in for one: no copy has an original of its own
-            drawn = np.arange(len(original))
-        if n_original < len(drawn):
-            drawn = generator.choice(drawn, n_original, replace=False)
+        originals, n_original = drawn, n - n_plain - n_copied
+        if n_original < n_copied:
+            originals = generator.choice(drawn, n_original, replace=False)
         drawn_plain = generator.choice(plain, n_plain, replace=False) if n_plain else plain[:0]
-        chosen += [drawn_plain, original[drawn], copies]
+        chosen += [drawn_plain, original[originals], copy[drawn]]
     return np.concatenate(chosen)
 
 

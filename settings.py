@@ -35,10 +35,7 @@ class InputError(Exception):
 
 
 def folder(text):
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # ~user, of a user that there is not
-        raise ValueError("a folder") from None
+    return Path(text).expanduser()
 
 
 def numbers(text):

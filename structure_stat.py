@@ -274,12 +274,12 @@ def plot_phases(figure, table):
 
 def main():
     cfg = settings.read(globals(), CELLS=["given", "lattice"])
-    targets = common.targets_in(cfg.DATA_DIR)
-    database, system = common.read_database(cfg.DATA_DIR, targets, cfg.ELEMENTS, cfg.EXCLUDED_PAIRS)
+    database, system = common.read_database(cfg.DATA_DIR, None, cfg.ELEMENTS, cfg.EXCLUDED_PAIRS)
     print(f"data: {common.data_name(cfg.DATA_DIR)}", flush=True)
     settings.output_folder(cfg.TABLE_DIR)
     columns = common.cluster_columns(system, *BLOCKS)
-    names, labels = database[["structure", "phase"]], database[[TARGETS[one].column for one in targets]]
+    names = database[["structure", "phase"]]
+    labels = database.filter([target.column for target in TARGETS.values()])
     for cells in cfg.CELLS:
         values = count_all(cfg.DATA_DIR, database, system, cfg.JOBS, cells == "lattice")
         values = pd.DataFrame(values, columns=[*columns, *SHARES]).round(DECIMALS)
