@@ -20,7 +20,6 @@ from functools import cache
 from itertools import combinations, product
 from math import factorial
 
-import joblib
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -37,7 +36,6 @@ CELLS = "given lattice"  # given: as they are, as published; lattice: put back o
 # --------------------------------------------------------------------------------------------------
 
 CHUNK = 16  # structures counted together: many make numpy's loops long, few stay in the processor's cache
-PARALLEL_FROM = 2000  # structures; fewer are counted before the workers have started
 DECIMALS = 9  # of the tables, as published; cluster expansions are fitted to what is rounded
 ORDER = ["pairs", "second_pairs"]  # blocks whose excess over a random alloy is the order of a cell
 SHARES = [f"share {name}" for name in lattice.STRUCTURE_TYPES]  # columns
@@ -181,35 +179,25 @@ def count_structures(paths, formulas, phase, system, supercells=None):
     return np.hstack(blocks), faults
 
 
-def in_parallel(function, calls, jobs):
-    """What the function returns for each tuple of arguments, in order, as the results come."""
-    return joblib.Parallel(jobs, return_as="generator")(joblib.delayed(function)(*call) for call in calls)
-
-
-def count_all(data_dir, database, system, jobs=None, on_lattice=False):
+def count_all(data_dir, database, system, on_lattice=False):
     """Occupation probabilities of all structures: (n, n_columns), rows in the order of the database.
 
-    database, system: from common.read_database. jobs: processes; None: as many as there are cores.
-    Columns: as in `count_structures`. Raises InputError that names all faults found.
+    database, system: from common.read_database. Columns: as in `count_structures`. Raises InputError that
+    names all faults found.
     """
-    folder, chunks = data_dir / "POSCARS", []
+    folder, values, faults = data_dir / "POSCARS", [], []
     paths = [common.poscar_path(folder, name) for name in database.structure]
     if missing := [path.name for path in paths if not path.is_file()]:
         expected = f"expected a POSCAR in {folder} for each structure; none for {settings.listed(missing)}"
         raise InputError(f"{data_dir / 'Database.csv'}: {expected}")
     for phase, rows in database.assign(path=paths).groupby("phase", sort=False):
-        parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-        chunks += [([*part.path], [*part.formula], phase) for part in parts]
-    jobs = (jobs or -1) if len(database) >= PARALLEL_FROM else 1
-    known = dict.fromkeys(common.PHASES)
-    if on_lattice:
-        known = {phase: set() for phase in common.PHASES}
-        for (*_, phase), found in zip(chunks, in_parallel(ideal_supercells, chunks, jobs)):
-            known[phase] |= found
-    calls = [(*chunk, system, known[chunk[2]]) for chunk in chunks]
-    counted = in_parallel(count_structures, calls, jobs)
-    values, faults = zip(*tqdm(counted, "structures", len(calls), unit=f"x {CHUNK}", disable=None))
-    if faults := [fault for of_chunk in faults for fault in of_chunk]:
+        supercells = ideal_supercells(rows.path, rows.formula, phase) if on_lattice else None
+        for start in tqdm(range(0, len(rows), CHUNK), phase, unit=f"x {CHUNK}", disable=None):
+            part = rows[start : start + CHUNK]
+            counted, found = count_structures(part.path, part.formula, phase, system, supercells)
+            values.append(counted)
+            faults += found
+    if faults:
         raise InputError(
             f"{folder}: expected whole POSCARs with the composition of their name (a column 'formula' in "
             f"Database.csv settles it), one atom a site; found {settings.listed(faults)}"
@@ -281,7 +269,7 @@ def main():
     names = database[["structure", "phase"]]
     labels = database.filter([target.column for target in TARGETS.values()])
     for cells in cfg.CELLS:
-        values = count_all(cfg.DATA_DIR, database, system, cfg.JOBS, cells == "lattice")
+        values = count_all(cfg.DATA_DIR, database, system, cells == "lattice")
         values = pd.DataFrame(values, columns=[*columns, *SHARES]).round(DECIMALS)
         for phase in common.phases_of(database):
             table = pd.concat([names.structure, values, labels], axis=1)[names.phase == phase]

@@ -87,7 +87,7 @@ def time_cells(cfg, data, repeats):
             for path in paths:
                 _ = Poscar.from_file(path).structure
 
-    count = partial(structure_stat.count_all, cfg.DATA_DIR, data.table, data.system, jobs=1)
+    count = partial(structure_stat.count_all, cfg.DATA_DIR, data.table, data.system)
     least = side_by_side({"count": count, "read": read}, repeats)
     what = f"read and count {len(paths)} cells"
     return compared(what, "pymatgen reads them", least["count"], least["read"], LIMITS["cells"])
