@@ -88,9 +88,8 @@ def time_cells(cfg, data, repeats):
                 _ = Poscar.from_file(path).structure
 
     count = partial(structure_stat.count_all, cfg.DATA_DIR, data.table, data.system)
-    least = side_by_side({"count": count, "read": read}, repeats)
-    what = f"read and count {len(paths)} cells"
-    return compared(what, "pymatgen reads them", least["count"], least["read"], LIMITS["cells"])
+    times = side_by_side({"count": count, "read": read}, repeats).values()
+    return compared(f"read and count {len(paths)} cells", "pymatgen reads them", *times, LIMITS["cells"])
 
 
 def time_samples(data, repeats, **places):
@@ -105,9 +104,9 @@ def time_samples(data, repeats, **places):
             species = np.repeat(np.arange(len(row)), np.rint(160 * row).astype(int)).tolist()
             np.random.RandomState(0).shuffle(species)
 
-    least = side_by_side({"make": partial(generate.make_samples, cfg, data), "draw": draw}, repeats)
-    what = f"{len(fractions)} samples"
-    return compared(what, "drawing their species alone", least["make"], least["draw"], LIMITS["samples"])
+    make = partial(generate.make_samples, cfg, data)
+    times = side_by_side({"make": make, "draw": draw}, repeats).values()
+    return compared(f"{len(fractions)} samples", "drawing their species alone", *times, LIMITS["samples"])
 
 
 # ==== training: functions of (data, cfg, number of networks, epochs) -> their parameters, one by one ====

@@ -40,9 +40,7 @@ import structure_stat
 TARGET = "Ef"  # Ef: formation energy, eV/atom; Ms: magnetisation, μB/atom
 ALLOYS = "4+5"  # 4+5: test alloys of four and five elements; Total: of two to five
 PERCENT = 100  # share of the training set's four- and five-element alloys kept, 0 to 100
-SPLITS = (
-    "0"  # random splits into training and test set: 0 or 0-7 or 0,3,5; 0 is the study's; all: no test set
-)
+SPLITS = "0"  # random splits into training and test set: 0 or 0-7; 0 is the study's; all: no test set
 # --------------------------------------------------------------------------------------------------
 
 PHASES = common.INPUT_PHASES["found"]
@@ -186,11 +184,11 @@ def left_out(process):
 def robust_process(inputs, targets, order):
     """A process whose rows are doubted as Student-t noise would have it, by what the others say of them."""
     doubt = start = None
-    for _ in range(ROUNDS):
+    for _ in range(1 + ROUNDS):
         process = fit_process(inputs, targets, order, doubt, start)
         mean, variance = left_out(process)
         doubt, start = (FREEDOM + (targets - mean) ** 2 / variance) / (FREEDOM + 1), process.theta
-    return fit_process(inputs, targets, order, doubt, start)
+    return process
 
 
 def against_training(process, inputs, order):
@@ -213,40 +211,35 @@ def predict(process, inputs, order):
 # ==== the recipe ==================================================================================
 
 
-def encode(phases):
-    """Fractions of fcc, bcc and perhaps hcp -> phase numbers: bcc, hcp, close-packed; (n, 3).
+def inputs_of(fractions, valence, phases):
+    """Inputs (n, n_elements + 4) of an alloy in fcc, bcc and perhaps hcp, of which phases are the fractions.
 
-    Close-packed is fcc or hcp, whose properties are near each other.
+    The last three are the phase numbers: bcc, hcp, and close-packed, which is fcc or hcp, near each other.
     """
     fcc, bcc, hcp = (*phases.T, np.zeros(len(phases)))[:3]
-    return np.column_stack([bcc, hcp, fcc + hcp])
-
-
-def inputs_of(fractions, valence, phases):
-    return np.column_stack([fractions, valence, encode(phases)])
+    return np.column_stack([fractions, valence, bcc, hcp, fcc + hcp])
 
 
 def with_numbers(model, fractions, valence, lattice):
     """Inputs with the phase numbers expected on a lattice, (n, n_elements + 4)."""
-    inputs, none = inputs_of(fractions, valence, lattice), np.zeros((len(fractions), 0))
-    expected = [predict(one, inputs, none)[0] for one in model.processes[:3]]
+    inputs, no_order = inputs_of(fractions, valence, lattice), np.zeros((len(fractions), 0))
+    expected = [predict(one, inputs, no_order)[0] for one in model.processes[:3]]
     return np.column_stack([fractions, valence, *expected])
 
 
 def learn(rows, thetas=None, doubts=None, settled=True):
     """The processes of a Model. thetas, doubts: of such ones, to keep, or to begin with in the last two."""
     fractions, valence, lattice, phases, order, targets = rows
-    named, none = inputs_of(fractions, valence, lattice), np.zeros((len(targets), 0))
+    in_phase, named = (inputs_of(fractions, valence, one) for one in (phases, lattice))
     # Phases are 0 or 1, and a noise with slopes would follow them in the process's place.
     numbers = [
-        fit_process(named, number, none, start=theta, steady=True, settled=thetas is not None)
-        for number, theta in zip(encode(phases).T, thetas or [None] * 3)
+        fit_process(named, number, order[:, :0], None, theta, steady=True, settled=thetas is not None)
+        for number, theta in zip(in_phase[:, -3:].T, thetas or [None] * 3)
     ]
     expected = np.column_stack([fractions, valence, *(left_out(one)[0] for one in numbers)])
-    both = inputs_of(fractions, valence, phases), expected
     if thetas is None:
-        return numbers + [robust_process(inputs, targets, order) for inputs in both]
-    known = zip(both, doubts, thetas[3:])
+        return numbers + [robust_process(inputs, targets, order) for inputs in (in_phase, expected)]
+    known = zip((in_phase, expected), doubts, thetas[3:])
     return numbers + [fit_process(x, targets, order, *one, settled=settled) for x, *one in known]
 
 
@@ -258,11 +251,10 @@ def fit(*rows):
     for k in range(FOLDS):
         kept, out = some[fold != k], [one[some[fold == k]] for one in rows]
         doubts = [one.doubt[kept] for one in model.processes[3:]]
-        part = learn([one[kept] for one in rows], thetas_of(model), doubts, settled=False)
-        part = model._replace(processes=part)
-        in_phase = predict_in_phase(part, *out[:2], out[3], out[4])
-        on_lattice = predict_on_lattice(part, *out[:3], out[4])
-        scores[:, fold == k] = [np.abs(out[5] - one[0]) / one[1] for one in (in_phase, on_lattice)]
+        processes = learn([one[kept] for one in rows], thetas_of(model), doubts, settled=False)
+        part = model._replace(processes=processes)
+        found = predict_in_phase(part, *out[:2], *out[3:5]), predict_on_lattice(part, *out[:3], out[4])
+        scores[:, fold == k] = [np.abs(out[5] - mean) / half for mean, half, *_ in found]
     many = (rows[0][some] > 0).sum(1) >= 4
     scores = scores[:, many] if many.sum() >= LEAST_ROWS else scores
     level = min(1, 0.9 * (1 + 1 / scores.shape[1]))  # with a place for the next row
@@ -299,8 +291,7 @@ def predict_on_lattice(model, fractions, valence, lattice, order):
     mean, deviation = predict(model.processes[4], inputs, order)
     bcc, hcp, close_packed = inputs[:, -3:].T
     shares = np.clip(np.column_stack([close_packed - hcp, bcc, hcp]), LEAST_SHARE, 1)
-    seen = (model.rows[3] > 0.5).any(0)
-    shares = shares * seen if seen.any() else shares
+    shares *= (model.rows[3] > 0.5).any(0)
     return mean, model.ratios[1] * deviation, shares / shares.sum(1, keepdims=True)
 
 
@@ -333,13 +324,12 @@ def covariance_on_lattice(model, fractions, valence, lattice, order):
 
 def rows_of(data):
     """Fractions, valence, lattice, phases and order of all alloys of common.Data, as `fit` takes them."""
-    fractions, n_elements = data.inputs[:, : len(data.system.elements)], len(data.system.elements)
-    clusters = None
+    fractions, clusters = np.hsplit(data.inputs, [len(data.system.elements)])[0], None
     if data.clusters is not None:
         columns = common.cluster_columns(data.system, *structure_stat.ORDER)
         clusters = pd.DataFrame(common.known_before(data, columns), columns=columns)
     order = structure_stat.order_of(data.system, fractions, clusters)
-    return fractions, data.inputs[:, n_elements + 3], data.inputs[:, -2:], data.phase_fractions, order
+    return fractions, data.inputs[:, -3], data.inputs[:, -2:], data.phase_fractions, order
 
 
 def fit_splits(data, splits, jobs=None):
@@ -347,24 +337,24 @@ def fit_splits(data, splits, jobs=None):
     least, rows = min(len(split.train) for split in splits), rows_of(data)
     if least < 2 * FOLDS:
         raise settings.InputError(f"{least} training alloys: expected {2 * FOLDS} or more")
-    call = joblib.delayed(fit)
-    calls = (call(*(one[split.train] for one in rows), data.targets[split.train]) for split in splits)
-    models = joblib.Parallel(n_jobs=min(len(splits), jobs or joblib.cpu_count()))(calls)
-    found, columns = [predict_on_lattice(model, *rows[:3], rows[4]) for model in models], {}
-    given = [predict_in_phase(model, *rows[:2], *rows[3:]) for model in models]
-    columns["half_width_90"] = [half for _, half, _ in found]
-    columns |= {f"p_{phase}": [shares[:, k] for *_, shares in found] for k, phase in enumerate(PHASES)}
-    columns |= {f"found_{phase}": [rows[3][:, k]] * len(splits) for k, phase in enumerate(PHASES)}
-    columns |= {"mean_given_phase": [mean for mean, _ in given]}
-    columns |= {"half_width_90_given_phase": [half for _, half in given]}
+    calls = [[one[split.train] for one in (*rows, data.targets)] for split in splits]
+    workers = joblib.Parallel(n_jobs=min(len(splits), jobs or joblib.cpu_count()))
+    models = workers(joblib.delayed(fit)(*call) for call in calls)
+    found = zip(*(predict_on_lattice(model, *rows[:3], rows[4]) for model in models))
+    mean, half_width, shares = map(np.array, found)
+    given = np.array([predict_in_phase(model, *rows[:2], *rows[3:]) for model in models])
+    columns = {"half_width_90": half_width}
+    columns |= {f"p_{phase}": shares[..., k] for k, phase in enumerate(PHASES)}
+    columns |= {f"found_{phase}": np.tile(rows[3][:, k], (len(splits), 1)) for k, phase in enumerate(PHASES)}
+    columns |= {"mean_given_phase": given[:, 0], "half_width_90_given_phase": given[:, 1]}
     return report.Outcome(
         method="phase_gp",
         title="Gaussian process that knows the phase",
-        predicted=np.array([mean for mean, *_ in found])[:, None],
+        predicted=mean[:, None],
         scales=np.array([data.targets[split.train].std() for split in splits]),
         members=[{"rows_left_out": model.n_left_out} for model in models],
         losses=None,
-        columns={name: np.array(values) for name, values in columns.items()},
+        columns=columns,
         state={"models": [to_plain(one) for one in models], "most_order": float(np.abs(rows[4]).max())},
         network=None,
     )
@@ -377,44 +367,43 @@ def predictor(state, system):
 
     def predict_alloys(fractions, names, clusters=None):
         valence = fractions @ common.element_properties(system.elements)[:, 2]
-        lattice = common.one_hot(names, common.PHASES)
+        alloys, lattice = (fractions, valence), common.one_hot(names, common.PHASES)
         order = structure_stat.order_of(system, fractions, clusters)
-        pure = [np.tile(np.eye(3)[k], (len(fractions), 1)) for k in range(3)]
-        means, halves, shares = zip(
-            *(predict_on_lattice(one, fractions, valence, lattice, order) for one in models)
-        )
-        columns = {"half_width_90": np.mean(halves, axis=0)}
-        columns |= {f"p_{phase}": np.mean(shares, axis=0)[:, k] for k, phase in enumerate(PHASES)}
-        for k, phase in enumerate(PHASES):
-            given = [predict_in_phase(one, fractions, valence, pure[k], order) for one in models]
-            given = np.mean(given, axis=0) * (1 if seen[k] else np.nan)
-            columns |= {f"mean_{phase}": given[0], f"half_width_90_{phase}": given[1]}
-        for k, phase in enumerate(PHASES[1:], 1):
-            gap = [difference_of_phases(one, fractions, valence, pure[k], pure[0], order) for one in models]
+        found = zip(*(predict_on_lattice(one, *alloys, lattice, order) for one in models))
+        means, half_widths, shares = map(np.array, found)
+        columns = {"half_width_90": half_widths.mean(0)}
+        columns |= {f"p_{phase}": shares.mean(0)[:, k] for k, phase in enumerate(PHASES)}
+        # Of a phase that no training cell was in nothing is said.
+        pure = np.where(seen[:, None], np.eye(3), np.nan)[:, None].repeat(len(fractions), 1)
+        for phase, inside in zip(PHASES, pure):
+            given = np.mean([predict_in_phase(one, *alloys, inside, order) for one in models], axis=0)
+            columns[f"mean_{phase}"], columns[f"half_width_90_{phase}"] = given
+        for phase, inside in zip(PHASES[1:], pure[1:]):
+            gap = [difference_of_phases(one, *alloys, inside, pure[0], order) for one in models]
             columns[f"{phase} - fcc"] = columns[f"mean_{phase}"] - columns["mean_fcc"]
-            columns[f"half_width_90 {phase} - fcc"] = np.mean(gap, axis=0) * (
-                1 if seen[[0, k]].all() else np.nan
-            )
-        return np.array(means), columns
+            columns[f"half_width_90 {phase} - fcc"] = np.mean(gap, axis=0)
+        return means, columns
 
     return predict_alloys
 
 
 def say_how_it_did(data, splits, outcome):
     """Print how many test alloys the intervals hold, and of how many the phase is told."""
-    tests = [(i, split.test) for i, split in enumerate(splits) if len(split.test)]
-    if not tests:
+    of_splits = [
+        pd.DataFrame({name: values[i, split.test] for name, values in outcome.columns.items()})
+        .assign(mean=outcome.predicted[i, 0, split.test], true=data.targets[split.test])
+        for i, split in enumerate(splits)
+    ]  # fmt: skip
+    told = pd.concat(of_splits)
+    if told.empty:
         return
-    true = np.concatenate([data.targets[rows] for _, rows in tests])
-    columns = outcome.columns | {"mean": outcome.predicted[:, 0]}
-    of_test = {
-        name: np.concatenate([values[i, rows] for i, rows in tests]) for name, values in columns.items()
-    }
     for ending, question in {"": "on a lattice", "_given_phase": "in the phase that the cell has"}.items():
-        held = np.abs(of_test["mean" + ending] - true) <= of_test["half_width_90" + ending]
-        print(f"{question}: the 90 % interval holds {held.mean():.0%} of {len(true)} test alloys")
-    expected, found = (np.array([of_test[f"{x}_{phase}"] for phase in PHASES]) for x in ("p", "found"))
-    print(f"the phase that most atoms are in is told of {(expected.argmax(0) == found.argmax(0)).mean():.0%}")
+        held = (told["mean" + ending] - told.true).abs() <= told["half_width_90" + ending]
+        print(f"{question}: the 90 % interval holds {held.mean():.0%} of {len(told)} test alloys")
+    expected, found = (
+        told[[f"{x}_{phase}" for phase in PHASES]].to_numpy().argmax(1) for x in ("p", "found")
+    )
+    print(f"the phase that most atoms are in is told of {(expected == found).mean():.0%}")
 
 
 def main():

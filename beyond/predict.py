@@ -148,8 +148,8 @@ def mixed(row, symbols, where):
         others = [head for head, word in first_words.items() if common.is_formula(word) and word not in given]
         found = ", ".join(map(" ".join, given.items())) + f"; not read: {', '.join(others)}" * bool(others)
         raise InputError(f"{where}: expected a sum of 100 or 1 (ratios go into 'formula'); found {found}")
-    shares = [f"{symbol}{amount:.8f}" for symbol, amount in zip(given, amounts) if amount]
-    return "".join(share.rstrip("0").rstrip(".") for share in shares)
+    shares = [np.format_float_positional(amount, 8, trim="-") for amount in amounts]
+    return "".join(symbol + share for symbol, share in zip(given, shares) if share != "0")
 
 
 def load_checkpoint(path):
@@ -252,12 +252,12 @@ def predictions(alloys, predict_alloys, saved):
 
 def show(table, saved):
     """Print the table in short, and which of its numbers to quote."""
-    chances = [name for name in table if name in ("p_fcc", "p_bcc", "p_hcp")]
-    width = next((name for name in ("half_width_90", "std") if name in table and table[name].any()), None)
+    width = next((name for name in ("half_width_90", "std") if name in table and table[name].any()), "")
     shown = table[[one for one in ("structure", "formula", "phase", "mean", width) if one in table]].round(4)
     shown[[*shown.select_dtypes("number")]] += 0.0  # no -0.0000
-    if chances:
-        shown["likeliest phase"] = table[chances].rename(columns=lambda c: c[2:]).dropna().idxmax(axis=1)
+    chances = table.filter(regex="^p_...$").dropna()
+    if not chances.empty:
+        shown["likeliest phase"] = chances.idxmax(axis=1).str[2:]
     shown = shown.rename(columns={"phase": "lattice", "half_width_90": "half width"}).join(table.outside)
     print(f"{saved['title']}; data: {saved['data']}; {saved['target']} in {saved['unit']}")
     print(shown.head(MOST_LINES).to_string(index=False, na_rep="", float_format="{:.4f}".format))

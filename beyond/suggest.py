@@ -108,18 +108,13 @@ def make_candidates(cfg, database, system):
 
 
 def plot_picks(figure, across, up, half_width, lattices, picks, best, bound):
-    """All candidates as dots, picks numbered. across, up: label and values (n,) of the axes."""
+    """All candidates as dots, and the picks. across, up: label and values (n,) of the axes."""
     axes, (x, y) = figure.subplots(), (across[1], up[1])
     for name, colour in zip(common.PHASES, ("tab:blue", "tab:orange")):
         own = lattices == name
         axes.plot(x[own], y[own], ".", ms=3, alpha=0.5, c=colour, label=f"candidates on {name}")
-    label = "picks, 90 % interval"
-    axes.errorbar(x[picks], y[picks], half_width[picks], fmt="o", c="k", ms=3, lw=0.8, label=label)
-    axes.margins(y=0.12)
-    height = 0.95 if (y[picks] > y.mean()).all() else 0.02  # of a row of numbers: picks lie close together
-    style = {"textcoords": "axes fraction", "ha": "center", "arrowprops": {"arrowstyle": "-", "lw": 0.4}}
-    for place, k in enumerate(np.argsort(x[picks])):
-        axes.annotate(k + 1, (x[picks[k]], y[picks[k]]), ((place + 0.5) / len(picks), height), **style)
+    style = {"fmt": "o", "c": "k", "ms": 3, "lw": 0.8, "label": "picks, 90 % interval"}
+    axes.errorbar(x[picks], y[picks], half_width[picks], **style)
     axes.axhline(best, c="tab:green", label=f"best known, {best:.4g}")
     if bound is not None:
         axes.axvline(bound, c="tab:red", label=f"bound, {bound:g} eV/atom")
@@ -127,28 +122,25 @@ def plot_picks(figure, across, up, half_width, lattices, picks, best, bound):
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def write_structures(cfg, data, fractions, table, folder):
+def write_structures(n_atoms, radii, table, folder):
     """A special quasirandom structure of each pick as POSCAR, by icet's simulated annealing.
 
-    Mole fractions are rounded to whole atoms; volumes by Vegard's law from those of the database's cells.
+    Mole fractions are rounded to whole atoms. radii: mean metallic radius of each pick, angstrom. A volume to
+    relax from: spheres of it touch in fcc, and an atom of bcc has as much room.
     """
     from ase.build import bulk
     from ase.io.vasp import write_vasp
     from icet import ClusterSpace
     from icet.tools.structure_generation import generate_sqs
 
-    paths = [common.poscar_path(cfg.DATA_DIR / "POSCARS", name) for name in data.table.structure]
-    volumes = [one.volume / len(one) for one in map(lattice.read_poscar, paths)]  # angstrom^3 per atom
-    known = data.inputs[:, : len(data.system.elements)]
-    volumes = fractions @ np.linalg.lstsq(known, volumes, rcond=None)[0]
-    for pick, volume in zip(table.itertuples(), volumes):
+    for pick, radius in zip(table.itertuples(), radii):
+        edge = radius * np.cbrt(32**0.5 * lattice.ATOMS_PER_CUBE[pick.lattice])
         amounts = common.composition(pick.formula)
-        ends = np.rint(np.cumsum([*amounts.values()]) * cfg.SQS_ATOMS).astype(int)
-        shares = dict(zip(amounts, np.diff(ends, prepend=0) / cfg.SQS_ATOMS))
-        space = ClusterSpace(bulk("Fe", pick.lattice, a=1.0), [1.1], [[*shares]])  # pairs of two shells
-        steps = {"n_steps": SQS_STEPS * cfg.SQS_ATOMS, "random_seed": pick.number}
-        cell = generate_sqs(space, cfg.SQS_ATOMS, shares, include_smaller_cells=False, **steps)
-        cell.set_cell(cell.cell * np.cbrt(volume * lattice.ATOMS_PER_CUBE[pick.lattice]), scale_atoms=True)
+        ends = np.rint(np.cumsum([*amounts.values()]) * n_atoms).astype(int)
+        shares = dict(zip(amounts, np.diff(ends, prepend=0) / n_atoms))
+        space = ClusterSpace(bulk("Fe", pick.lattice, a=edge), [1.1 * edge], [[*shares]])  # two shells
+        steps = {"n_steps": SQS_STEPS * n_atoms, "random_seed": pick.number}
+        cell = generate_sqs(space, n_atoms, shares, include_smaller_cells=False, **steps)
         place = folder / f"{pick.number}_{pick.formula}_sqs{pick.lattice}.vasp"
         write_vasp(place, cell, direct=True, sort=True)
 
@@ -158,37 +150,35 @@ def main():
         globals(), TARGET=tuple(TARGETS), GOAL=("high", "low"), BOUND=(None, (float, -10, 10)),
         NUMBER=(int, 1, 1000), CANDIDATES=(None, Path), SQS_ATOMS=(None, (int, 2, 500)),
     )  # fmt: skip
-    target, energy, sign = TARGETS[cfg.TARGET], TARGETS["Ef"], 1 if cfg.GOAL == "high" else -1
-    with_energy = cfg.TARGET != "Ef" and "Ef" in common.targets_in(cfg.DATA_DIR)
-    if cfg.BOUND is not None and not with_energy:
-        raise InputError(f"BOUND: expected with another TARGET than Ef, and a column '{energy.column}'")
+    target, sign, bounded = TARGETS[cfg.TARGET], 1 if cfg.GOAL == "high" else -1, cfg.BOUND is not None
+    if bounded and cfg.TARGET == "Ef":
+        raise InputError("BOUND: expected with another TARGET than Ef")
     if cfg.SQS_ATOMS and not importlib.util.find_spec("icet"):
         raise InputError("SQS_ATOMS: expected icet (pip install icet)")
     settings.output_folder(cfg.RESULTS_DIR)
-    names = [cfg.TARGET] + ["Ef"] * with_energy
+    names = [cfg.TARGET] + ["Ef"] * bounded
     database, system = common.read_database(cfg.DATA_DIR, names, cfg.ELEMENTS, cfg.EXCLUDED_PAIRS)
     candidates = make_candidates(cfg, database, system)
     data = common.load_data(cfg, "lattice")
 
     fractions, lattices = candidates[list(system.elements)].to_numpy(), candidates.phase.to_numpy()
-    valence = fractions @ common.element_properties(system.elements)[:, 2]
+    _, radii, valence = common.element_properties(system.elements).T
     at_random = structure_stat.order_of(system, fractions, None)
-    asked = fractions, valence, common.one_hot(lattices, common.PHASES), at_random
+    asked = fractions, fractions @ valence, common.one_hot(lattices, common.PHASES), at_random
     known = phase_gp.rows_of(data)
     model = phase_gp.fit(*known, data.targets)
     mean, half_width, became = phase_gp.predict_on_lattice(model, *asked)
     across = f"half width of its 90 % interval ({target.unit})", half_width
     likely, below = np.ones(len(mean)), ""
     looked_for = (data.table.n_components >= (4 if cfg.ALLOYS == "4+5" else 2)).to_numpy()
-    if with_energy:
-        energies = database.set_index("structure")[energy.column][data.table.structure].to_numpy()
+    if bounded:
+        energies = database.set_index("structure")[TARGETS["Ef"].column][data.table.structure].to_numpy()
         some = np.isfinite(energies)
         of_energy = phase_gp.fit(*(one[some] for one in (*known, energies)))
         middle, half, _ = phase_gp.predict_on_lattice(of_energy, *asked)
-        across = f"predicted {energy.label} ({energy.unit})", middle
-    if cfg.BOUND is not None:
-        below, looked_for = f" at an Ef below {cfg.BOUND:g} eV/atom", looked_for & (energies < cfg.BOUND)
         likely = norm.cdf(phase_gp.NORMAL_90 * (cfg.BOUND - middle) / half)
+        across, below = ("predicted Ef (eV/atom)", middle), f" at an Ef below {cfg.BOUND:g} eV/atom"
+        looked_for = looked_for & (energies < cfg.BOUND)
     best, deviation = best_known(sign * data.targets, looked_for), half_width / phase_gp.NORMAL_90
     alone = likely * improvement(sign * mean, deviation, best)
     short = np.argsort(-alone, kind="stable")[:SHORTLIST]
@@ -198,15 +188,14 @@ def main():
     rows, gains = pick_batch(*of_short, best, joint, cfg.NUMBER, least)
 
     picks = short[rows]
-    remarks = predict.outside(
-        report.seen_in_training(data, data.table.index), fractions[picks], lattices[picks]
-    )
+    seen = report.seen_in_training(data, data.table.index)
+    remarks = predict.outside(seen, fractions[picks], lattices[picks])
     phases = np.array(common.INPUT_PHASES["found"])[became[picks].argmax(1)]
     table = pd.DataFrame({
         "number": np.arange(len(picks)) + 1, "formula": candidates.formula[picks], "lattice": lattices[picks],
         "mean": mean[picks], "half_width_90": half_width[picks], "improvement": gains, "unit": target.unit,
         "phase": phases, "p_phase": became[picks].max(1),
-        **({} if cfg.BOUND is None else {"p_below_bound": likely[picks]}),
+        **({"p_below_bound": likely[picks]} if bounded else {}),
         "outside": ["; ".join(one) for one in remarks],
     })  # fmt: skip
     sums = data.sha256 | ({"candidates": common.text_digest(cfg.CANDIDATES)} if cfg.CANDIDATES else {})
@@ -217,7 +206,7 @@ def main():
             up = f"predicted {target.label} ({target.unit})", mean
             plot_picks(figure, across, up, half_width, lattices, picks, sign * best, cfg.BOUND)
         if cfg.SQS_ATOMS:
-            write_structures(cfg, data, fractions[picks], table, folder)
+            write_structures(cfg.SQS_ATOMS, fractions[picks] @ radii, table, folder)
     if len(picks):
         print(table.to_string(index=False, float_format="{:.4g}".format))
     none = "" if looked_for.any() else " (none is; this is the worst of all)"

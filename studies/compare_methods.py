@@ -18,15 +18,12 @@ the paper's, epochs chosen on the test set, and for ce the test cells as DFT rel
 
 Writes to RESULTS_DIR: parts/ (a file per piece of work, named by a hash of all that it follows from: data,
 tables, settings, code; what is there is not done again, so an interrupted run goes on where it was),
-comparison.csv (a row per method, rule and split), comparison.md, paired.csv, paired.png and, where there are
-several PERCENTS, learning_curve.png.
+comparison.csv (a row per method, rule and split), comparison.md, paired.csv and paired.png.
 """
 
 import hashlib
-import inspect
 import json
 import sys
-import time
 import warnings
 from functools import partial
 from itertools import product
@@ -52,12 +49,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 import generate
-import lattice
 import main as main_scratch
 import main_transfer
 import report
 import settings
-import structure_stat
+from beyond import phase_gp
 from settings import InputError
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -75,7 +71,6 @@ SCHEDULER = None  # address of a Dask scheduler, whose workers import this proje
 # --------------------------------------------------------------------------------------------------
 
 CHUNK = 5  # splits per piece of work: the networks of all train side by side
-LENGTHS_FROM = 600  # rows that a Gaussian process fits its lengths to: time grows as their number cubed
 LABELS = report.METHODS | {
     "tl_tuned": "TL, the CE's penalty tuned", "phase_gp": "Gaussian process, phase-aware",
     "ce": "CE alone", "ce_fixed": "CE alone, published penalty", "ard": "Bayesian ridge on clusters",
@@ -85,8 +80,6 @@ NETWORKS = ("scratch", "scratch_prime", "da", "tl", "tl_tuned")
 ON_CLUSTERS = ("ce", "ce_fixed")  # peers that are told of no phase but the lattice they are on
 NEED_CLUSTERS = ("da", "tl", "tl_tuned", "ard", *ON_CLUSTERS)
 KEYS = ["alloys", "target", "percent", "phase_input", "method", "rule"]
-TESTED = {"4+5": "of four and five elements", "Total": "of two to five elements"}
-MODULES = (common, structure_stat, lattice, generate, main_scratch, main_transfer)  # that figures come from
 HONEST = "training set"  # the rule of what is no network: hyperparameters are chosen there
 
 
@@ -100,25 +93,17 @@ def regress(model, inputs, data, split):
 
 
 class MaternProcess(RegressorMixin, BaseEstimator):
-    """Gaussian process of a Matérn kernel with a length per input, and noise.
-
-    Smoothness 3/2 or 5/2 by likelihood. Where there are more than LENGTHS_FROM rows, some of them settle the
-    kernel, and all predict.
-    """
+    """Gaussian process of a Matérn kernel with a length per input, and noise; smoothness by likelihood."""
 
     def fit(self, inputs, targets):
-        some = np.sort(np.random.default_rng(0).permutation(len(targets))[:LENGTHS_FROM])
         models, lengths = [], np.full(inputs.shape[1], 3.0)
         for nu in (1.5, 2.5):
             kernel = ConstantKernel(1.0, (1e-2, 1e3)) * Matern(lengths, (1e-1, 1e3), nu)
             model = GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-4, 1)))
             with warnings.catch_warnings():  # of a length at its bound: an input of no use
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                models.append(model.fit(inputs[some], targets[some]))
+                models.append(model.fit(inputs, targets))
         self.process_ = max(models, key=lambda model: model.log_marginal_likelihood_value_)
-        if len(some) < len(targets):
-            kernel = self.process_.kernel_
-            self.process_ = GaussianProcessRegressor(kernel, optimizer=None).fit(inputs, targets)
         return self
 
     def predict(self, inputs):
@@ -175,12 +160,10 @@ def predict_networks(piece, data, splits, cfg):
     own = settings.read(vars(script), words=[], **getattr(script, "KINDS", {}))
     vars(own).update({name: vars(cfg)[name] for name in settings.SHARED}, DEVICE="cpu", SEEDS=cfg.SEEDS)
     vars(own).update(TARGET=piece["target"], ALLOYS=piece["alloys"], SELECT_BY=piece["rule"])
-    if method == "tl_tuned":
-        own.ALPHA = "tuned"
     fit = main_scratch.scratch
     if script is main_transfer:
-        fit = main_transfer.augment if method == "da" else main_transfer.transfer
-        fit = partial(fit, samples=generate.make_samples(own, data))
+        own.ALPHA = "tuned" if method == "tl_tuned" else own.ALPHA
+        fit = partial(main_transfer.METHODS[method[:2]], samples=generate.make_samples(own, data))
     return common.predict(common.fit_selected(fit, data, splits, own), data.inputs)
 
 
@@ -196,8 +179,6 @@ def answers(piece, data, splits, cfg):
     if method in PEERS:
         predicted = [PEERS[method](data, split, piece["rule"]) for split in splits]
         return {piece["phase_input"]: (np.array(predicted)[:, None], none)}
-    from beyond import phase_gp
-
     outcome = phase_gp.fit_splits(data, splits, jobs=1)
     given = outcome.columns["mean_given_phase"][:, None], outcome.columns["half_width_90_given_phase"]
     return {"named": (outcome.predicted, outcome.columns["half_width_90"]), "found": given}
@@ -218,7 +199,7 @@ def figures(data, rows, predicted, half_width):
 
 def work(piece, data, cfg):
     """Fit a method on a chunk of splits: rows of comparison.csv; phase_gp's are of both phase inputs."""
-    started, rows, high_only = time.time(), [], piece["method"] == "scratch_prime"
+    rows, high_only = [], piece["method"] == "scratch_prime"
     kept = data.table, piece["alloys"], piece["percent"]
     splits = [common.split_rows(*kept, number, high_only) for number in piece["splits"]]
     # What the splits share follows from the pool that they draw test alloys from: for '4+5' those of four
@@ -229,7 +210,7 @@ def work(piece, data, cfg):
             row = {name: piece[name] for name in KEYS} | {"phase_input": phase_input, "split": number}
             row |= {"n_pool": pool - len(test), "n_test": len(test)}
             rows.append(row | figures(data, test, predicted[i], half_widths[i]))
-    return pd.DataFrame(rows).assign(seconds=(time.time() - started) / len(splits))
+    return pd.DataFrame(rows)
 
 
 def able(methods, clusters):
@@ -260,32 +241,30 @@ def pieces_of(cfg):
     return pieces
 
 
-def code_hash(method):
-    """Of the code that a method's figures come from: a changed line may change them."""
-    paths = [Path(one.__file__) for one in MODULES]
-    paths += [Path(__file__).parent.parent / "beyond" / "phase_gp.py"] * (method == "phase_gp")
-    code = [path.read_text("utf-8").split("\ndef main():")[0] for path in paths]
-    code.append(Path(__file__).read_text("utf-8").split("# ---- table and pictures")[0])
-    return hashlib.sha256("".join([*code, inspect.getsource(report.scores)]).encode()).hexdigest()
+def code_hash():
+    """Of all scripts: a changed line may change figures."""
+    root = Path(common.__file__).parent
+    paths = sorted(path for folder in (".", "beyond", "studies") for path in (root / folder).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def part_path(folder, piece, data, seeds, code):
     """File of a piece: named by all that its content follows from."""
     system = [data.system.elements, sorted(map(sorted, data.system.excluded))]
     follows_from = json.dumps([piece, seeds, data.sha256, system, code], sort_keys=True)
-    words = [piece["method"], piece["target"], piece["alloys"], f"{piece['percent']:g}"]
-    words += [piece["rule"].replace(" ", "-"), hashlib.sha256(follows_from.encode()).hexdigest()[:16]]
-    return folder / "parts" / ("_".join(words) + ".csv")
+    return folder / "parts" / (hashlib.sha256(follows_from.encode()).hexdigest() + ".csv")
 
 
-def finished(calls, paths, cfg):
-    """Rows of all pieces of work, on this machine's cores or on Dask's. calls: (function, *arguments)."""
+def finished(work, calls, seeds, cfg):
+    """Rows of all pieces of work, on this machine's cores or on Dask's. calls: (piece, data, more) each."""
 
-    def make(path, function, *arguments):
+    def make(path, call):
         common.tqdm = partial(tqdm, disable=True)  # wherever it runs; the one bar is the script's
-        return path, function(*arguments)
+        return path, work(*call)
 
-    todo = [(path, *call) for call, path in zip(calls, paths) if not path.exists()]
+    code = code_hash()
+    paths = [part_path(cfg.RESULTS_DIR, piece, data, seeds, code) for piece, data, _ in calls]
+    todo = [one for one in zip(paths, calls) if not one[0].exists()]
     backend = {"backend": "dask", "scheduler_host": cfg.SCHEDULER} if cfg.SCHEDULER else {"backend": "loky"}
     try:
         config = joblib.parallel_config(n_jobs=cfg.JOBS or -1, **backend)
@@ -320,20 +299,16 @@ def paired(frame, baseline):
     The baseline's rule is the same or, where it has none such, its honest one. Empty where the baseline is
     not among the methods.
     """
-    rows = []
-    for keys, group in frame.groupby(KEYS[:4]):
-        of_baseline = group[group.method == baseline]
-        for (method, rule), other in group[group.method != baseline].groupby(["method", "rule"]):
-            base = of_baseline[of_baseline.rule == rule]
-            base = base if len(base) else of_baseline[of_baseline.rule != "reference"]
-            both = other.merge(base, on="split", suffixes=("", "_base"))
-            if both.empty:
-                continue
-            difference = both.RMSE - both.RMSE_base
-            half = corrected_interval(difference, both.n_pool.mean(), both.n_test.mean())
-            found = {"splits": len(both), "difference": difference.mean(), "half_width": half}
-            found["ratio"] = pooled(both.RMSE) / pooled(both.RMSE_base)
-            rows.append(dict(zip(KEYS, (*keys, method, rule))) | found)
+    base, rows = frame[frame.method == baseline], []
+    for keys, group in frame[frame.method != baseline].groupby(KEYS):
+        both = group.merge(base, on=[*KEYS[:4], "split"], suffixes=("", "_base"))
+        same = both.rule_base == keys[-1]
+        both = both[same if same.any() else both.rule_base != "reference"]
+        if both.empty:
+            continue
+        difference, ratio = both.RMSE - both.RMSE_base, pooled(both.RMSE) / pooled(both.RMSE_base)
+        half = corrected_interval(difference, both.n_pool.mean(), both.n_test.mean())
+        rows.append([*keys, len(both), difference.mean(), half, ratio])
     return pd.DataFrame(rows, columns=[*KEYS, "splits", "difference", "half_width", "ratio"])
 
 
@@ -342,60 +317,41 @@ def pooled(rmse):
     return np.sqrt(np.mean(np.square(rmse)))
 
 
+def table(heads, rows):
+    """A table in Markdown."""
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in [heads, ["---"] * len(heads), *rows])
+
+
 def markdown(frame):
     """comparison.md: RMSE over all splits ± its standard deviation over splits, of the ensembles."""
-    lines = []
+    text = ""
     for (alloys, phase_input), group in frame.groupby(["alloys", "phase_input"]):
-        columns = sorted({*zip(group.target, group.percent)})
-        units = ", ".join(f"{t} in {common.TARGETS[t].unit}" for t in sorted({*group.target}))
-        names = ["method", "epoch, hyperparameters by", *(f"{t}, {p:g} %" for t, p in columns)]
-        lines += [
-            f"Test RMSE, alloys {alloys}, phase {phase_input}: root of the mean squared error over "
-            f"{group.split.nunique()} splits ± standard deviation over splits; {units}; networks: ensembles "
-            f"over seeds\n\n| {' | '.join(names)} |\n|{' --- |' * len(names)}"
-        ]
         rmse = group.groupby(["method", "rule", "target", "percent"]).RMSE.agg([pooled, "std"])
-        best = rmse.drop("reference", level="rule", errors="ignore").pooled.groupby(level=[2, 3]).min()
+        entries = rmse.apply(lambda row: f"{row.pooled:#.3g} ± {row['std']:#.2g}", axis=1)
+        honest = rmse.pooled.where(rmse.index.get_level_values("rule") != "reference")
+        best = honest == honest.groupby(["target", "percent"]).transform("min")
+        entries = (
+            entries.mask(best, "**" + entries + "**").unstack(["target", "percent"], "").sort_index(axis=1)
+        )
+        rows = []
         for method, rule in product(LABELS, ("validation", HONEST, "reference")):
-            entries = []
-            for key in columns:
-                row = rmse.loc[(method, rule, *key)] if (method, rule, *key) in rmse.index else None
-                text = "" if row is None else f"{row['pooled']:#.3g} ± {row['std']:#.2g}"
-                is_best = text and rule != "reference" and row["pooled"] == best[key]
-                entries.append(f"**{text}**" if is_best else text)
-            read = "test set (as published)" if method in NETWORKS else "relaxed test cells"
-            shown = read if rule == "reference" else rule
-            if any(entries):
-                lines.append(f"| {LABELS[method]} | {shown} | {' | '.join(entries)} |")
+            if (method, rule) in entries.index:
+                read = "test set (as published)" if method in NETWORKS else "relaxed test cells"
+                by = read if rule == "reference" else rule
+                rows.append([LABELS[method], by, *entries.loc[(method, rule)]])
         if "within_90" in group:
             held = group.groupby(["target", "percent"]).within_90.mean()
-            entries = " | ".join(f"{held[key]:.0%}" for key in columns)
-            lines.append(f"| alloys within its 90 % intervals | | {entries} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def plot_learning_curves(frame, source, path):
-    """RMSE against the share of high-component training alloys; bars: standard error over splits."""
-    panels = [*frame.groupby(["alloys", "phase_input", "target"])]
-    methods = [method for method in LABELS if method in {*frame.method}]
-    size, title = (3.6 * len(panels) + 2.4, 4), "Test RMSE by size of the training set"
-    note = f"{source}; mean over {frame.split.nunique()} splits; bars: its standard error"
-    with report.picture(path, size, title, note) as figure:
-        every = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, ((alloys, phase_input, target), group) in zip(every, panels):
-            for i, method in enumerate(methods):
-                rows = group[group.method == method].groupby("percent").RMSE.agg(["mean", "sem"])
-                style = {"marker": "o", "ms": 4, "capsize": 2, "ls": ("-", "--")[i // 10]}  # ten colours
-                axes.errorbar(rows.index, rows["mean"], rows["sem"], label=LABELS[method], **style)
-            axes.set_title(panel_title(alloys, target, phase_input), fontsize=9)
-            axes.set_xlabel("four- and five-element training alloys kept (%)", fontsize=9)
-            axes.set_ylabel(f"test RMSE ({common.TARGETS[target].unit})", fontsize=9)
-        every[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def panel_title(alloys, target, phase_input):
-    return f"{common.TARGETS[target].label}, phase {phase_input}\nalloys {TESTED[alloys]}"
+            rows.append(
+                ["alloys within its 90 % intervals", "", *map("{:.0%}".format, held[entries.columns])]
+            )
+        units = ", ".join(f"{t} in {common.TARGETS[t].unit}" for t in sorted({*group.target}))
+        heads = ["method", "epoch, hyperparameters by", *(f"{t}, {p:g} %" for t, p in entries)]
+        text += (
+            f"Test RMSE, alloys {alloys}, phase {phase_input}: root of the mean squared error over "
+            f"{group.split.nunique()} splits ± standard deviation over splits; {units}; networks: ensembles "
+            f"over seeds\n\n{table(heads, rows)}\n"
+        )
+    return text
 
 
 def plot_paired(found, baseline, source, path):
@@ -404,29 +360,32 @@ def plot_paired(found, baseline, source, path):
     found: of `paired`. A row of panels for each phase input.
     """
     names, inputs = ["alloys", "target", "percent"], sorted({*found.phase_input}, reverse=True)
-    columns = [*dict.fromkeys(map(tuple, found[names].sort_values(names).to_numpy()))]
-    methods = [m for m in LABELS if m in {*found.method}]
+    columns, methods = [*found.groupby(names).groups], [m for m in LABELS if m in {*found.method}]
     size = 2.8 * len(columns) + 2.6, (0.25 * len(methods) + 1.3) * len(inputs) + 0.6
     note = f"{source}; {found.splits.max()} splits; bars: 95 % intervals, splits' overlap accounted for"
     with report.picture(path, size, "Difference in test RMSE", note) as figure:
         panels = figure.subplots(len(inputs), len(columns), sharey=True, squeeze=False)
         for (i, phase_input), (j, keys) in product(enumerate(inputs), enumerate(columns)):
-            axes, unit = panels[i, j], common.TARGETS[keys[1]].unit
+            axes, (alloys, target, percent) = panels[i, j], keys
             group = found[(found[names] == [*keys]).all(axis=1) & (found.phase_input == phase_input)]
             place = [-methods.index(method) for method in group.method]
             axes.errorbar(group.difference, place, xerr=group.half_width, fmt="o", ms=4, capsize=3)
             axes.axvline(0, c="k", lw=0.8)
             axes.locator_params(axis="x", nbins=4)
             axes.set_yticks([-i for i in range(len(methods))], [LABELS[m] for m in methods], fontsize=9)
-            kept = f"{keys[2]:g} % of those of four and five kept"
-            axes.set_title(f"{panel_title(*keys[:2], phase_input)}\n{kept}", fontsize=9)
-            axes.set_xlabel(f"RMSE minus {LABELS[baseline]}'s\n({unit}; negative: better)", fontsize=9)
+            title = (
+                f"{common.TARGETS[target].label}, phase {phase_input}\nalloys {alloys}, {percent:g} % kept"
+            )
+            axes.set_title(title, fontsize=9)
+            versus = f"RMSE minus {LABELS[baseline]}'s\n({common.TARGETS[target].unit}; negative: better)"
+            axes.set_xlabel(versus, fontsize=9)
 
 
 KINDS = {
-    "METHODS": [*LABELS], "TARGETS": [*common.TARGETS], "ALLOY_SETS": [*TESTED], "BASELINE": tuple(LABELS),
-    "PERCENTS": ["0", "20", "40", "60", "80", "100"], "PHASE_INPUTS": ["named", "found"],
-    "RULES": ["validation", "reference"], "SPLITS": settings.numbers, "SCHEDULER": (None, str),
+    "METHODS": [*LABELS], "TARGETS": [*common.TARGETS], "BASELINE": tuple(LABELS),
+    "ALLOY_SETS": ["4+5", "Total"], "PERCENTS": ["0", "20", "40", "60", "80", "100"],
+    "PHASE_INPUTS": ["named", "found"], "RULES": ["validation", "reference"], "SPLITS": settings.numbers,
+    "SCHEDULER": (None, str),
 }  # fmt: skip
 
 
@@ -434,24 +393,20 @@ def main():
     cfg = settings.read(globals(), **KINDS)
     cfg.METHODS = able(cfg.METHODS, (cfg.DATA_DIR / "POSCARS").is_dir())
     settings.output_folder(cfg.RESULTS_DIR / "parts")
-    loaded, calls, paths = {}, [], []
+    loaded, calls = {}, []
     for piece in pieces_of(cfg):
         key = piece["target"], piece["phase_input"], main_transfer.cells_for(piece["rule"])
         if key not in loaded:
             own = SimpleNamespace(**vars(cfg) | {"TARGET": key[0], "PHASE_INPUT": key[1]})
             loaded[key] = common.load_data(own, key[2])
-        calls.append((work, piece, loaded[key], cfg))
-        paths.append(part_path(cfg.RESULTS_DIR, piece, loaded[key], cfg.SEEDS, code_hash(piece["method"])))
-    frame, source = finished(calls, paths, cfg), calls[0][2].source
+        calls.append((piece, loaded[key], cfg))
+    frame, source = finished(work, calls, cfg.SEEDS, cfg), calls[0][1].source
     report.write_csv(frame, cfg.RESULTS_DIR / "comparison.csv")
     report.write_csv(paired(frame, cfg.BASELINE), cfg.RESULTS_DIR / "paired.csv")
     text = markdown(frame)
     (cfg.RESULTS_DIR / "comparison.md").write_text(text, "utf-8")
-    honest = frame[frame.rule != "reference"]
-    if honest.percent.nunique() > 1:
-        plot_learning_curves(honest, source, cfg.RESULTS_DIR / "learning_curve.png")
-    differences = paired(honest[honest.percent.isin([20, 100])], cfg.BASELINE)
-    if len(differences):
+    shown = frame[(frame.rule != "reference") & frame.percent.isin([20, 100])]
+    if len(differences := paired(shown, cfg.BASELINE)):
         plot_paired(differences, cfg.BASELINE, source, cfg.RESULTS_DIR / "paired.png")
     print(text)
 

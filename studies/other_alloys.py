@@ -1,7 +1,7 @@
 """Does it hold elsewhere: the methods on two data sets that nobody here made, in eV/atom.
 
     python studies/other_alloys.py --data-dir ../shared/other_data
-    python studies/other_alloys.py --tests arrangements --methods tl ce gp --input-dir inputs
+    python studies/other_alloys.py --tests arrangements --methods tl ce gp
     python studies/other_alloys.py --tests drawn systems --labels 300 1000 --methods scratch svr
 
 DATA_DIR holds them, with sources and licences. Each is written as this project's input, on which the
@@ -15,16 +15,14 @@ drawn         quaternaries of 15 elements, fcc and bcc, atoms at random by the m
 systems       the same, LABELS drawn from four fifths of the systems of four elements, tested on all alloys
     of the last fifth: five splits leave out each system once, the next five divide them otherwise.
 
-Writes to RESULTS_DIR parts/ (an interrupted run goes on), other_alloys.csv (a row per method, split and
-phase) and other_alloys.md, the table, which it prints. Methods that read clusters are
-left out where there are no structures.
+Writes to RESULTS_DIR inputs/, parts/ (an interrupted run goes on), other_alloys.csv (a row per method, split
+and phase) and other_alloys.md, the table, which it prints. Methods that read clusters are left out where
+there are no structures.
 """
 
 import json
 import subprocess
 import sys
-import tempfile
-import time
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +41,6 @@ from settings import InputError
 
 # ---- settings ------------------------------------------------------------------------------------
 DATA_DIR = "../shared/other_data"  # folder with the two data sets as published
-INPUT_DIR = None  # folder to keep what they are turned into; None: a temporary one
 RESULTS_DIR = "results/other_alloys"  # folder for what this script writes
 TESTS = "arrangements drawn systems"  # which to do
 METHODS = "scratch tl da phase_gp ce gp svr"  # which to compare
@@ -62,7 +59,6 @@ SETS = {  # of each test: the data set, and its name in the table
     "drawn": ("quaternaries", "15 elements, drawn"),
     "systems": ("quaternaries", "15 elements, systems left out"),
 }
-NAMES = compare_methods.LABELS | {"phase_gp_found": "the same, told the phase"}  # of the table's columns
 
 
 # ---- the data sets as this project's input ---------------------------------------------------------
@@ -143,21 +139,16 @@ def split_of(data, test, amount, number):
 
 def work(piece, data, cfg):
     """Fit a method on a chunk of splits: rows of other_alloys.csv, a row per split and phase tested."""
-    started, rows = time.time(), []
-    splits, pools = zip(*(split_of(data, piece["test"], piece["amount"], n) for n in piece["splits"]))
-    found = compare_methods.answers(piece, data, splits, cfg)
-    for (phase_input, (predicted, half_widths)), i in product(found.items(), range(len(splits))):
-        number, train, test = splits[i]
-        method = piece["method"] if phase_input == "named" else f"{piece['method']}_{phase_input}"
+    drawn, rows = [split_of(data, piece["test"], piece["amount"], number) for number in piece["splits"]], []
+    predicted, half_widths = compare_methods.answers(piece, data, [split for split, _ in drawn], cfg)["named"]
+    for i, ((number, train, test), n_pool) in enumerate(drawn):
         for phase in common.phases_of(data.table):
             tested = test[data.table.phase.to_numpy()[test] == phase]
-            rows.append(
-                {"test": piece["test"], "amount": piece["amount"], "method": method, "phase": phase}
-                | {"split": number, "n_train": len(train), "n_test": len(test), "n_pool": pools[i]}
-                | {"spread": data.targets[tested].std()}
-                | compare_methods.figures(data, tested, predicted[i], half_widths[i])
-            )
-    return pd.DataFrame(rows).assign(seconds=(time.time() - started) / len(splits))
+            row = {name: piece[name] for name in ("test", "amount", "method")}
+            row |= {"phase": phase, "split": number, "n_train": len(train), "n_test": len(test)}
+            row |= {"n_pool": n_pool, "spread": data.targets[tested].std()}
+            rows.append(row | compare_methods.figures(data, tested, predicted[i], half_widths[i]))
+    return pd.DataFrame(rows)
 
 
 def pieces_of(cfg, data):
@@ -200,52 +191,43 @@ def ratio(frame, one, other):
 
 def markdown(frame):
     """A row per test, amount and phase: RMSE over all splits ± standard deviation over splits, and ratios."""
-    methods = [method for method in NAMES if method in {*frame.method}]
-    names = ["data set", "labels", "predicted", "spread", *(NAMES[method] for method in methods)]
-    names += ["TL / Scratch", "DA / Scratch", "phase_gp / best peer", "within its 90 % intervals"]
-    lines = [
-        f"Test RMSE in meV/atom: root of the mean squared error over {frame.split.nunique()} splits ±",
-        "standard deviation over splits; networks: ensembles, epoch by validation; ratios: 95 % intervals.\n",
-        f"| {' | '.join(names)} |\n|{' --- |' * len(names)}",
-    ]
+    names, rows = {one: label for one, label in compare_methods.LABELS.items() if one in {*frame.method}}, []
+    heads = ["data set", "labels", "predicted", "spread", *names.values()]
+    heads += ["TL / Scratch", "DA / Scratch", "phase_gp / best peer", "within its 90 % intervals"]
     for (test, amount, phase), group in frame.groupby(["test", "amount", "phase"], sort=False):
         rmse = 1000 * group.groupby("method").RMSE.agg([compare_methods.pooled, "std"])
         share, kind = (f" ({amount:g} %)", "mixing") if test == "arrangements" else ("", "formation")
         entries = [SETS[test][1], f"{group.n_train.iloc[0]}{share}", f"{kind} energy, {phase}"]
         entries.append(f"{1000 * group.spread.mean():.0f}")
-        for method in methods:
-            pooled, std = rmse.loc[method] if method in rmse.index else (np.nan, np.nan)
-            text = f"{pooled:.1f} ± {std:.1f}" if method in rmse.index else ""
+        for pooled, std in rmse.reindex([*names]).to_numpy():
+            text = f"{pooled:.1f} ± {std:.1f}" if pooled > 0 else ""
             entries.append(f"**{text}**" if pooled == rmse["pooled"].min() else text)
         peers = rmse["pooled"][rmse.index.isin(compare_methods.PEERS)]
         entries += [ratio(group, "tl", "scratch"), ratio(group, "da", "scratch")]
         entries.append(ratio(group, "phase_gp", peers.idxmin()) if len(peers) else "")
         own = group[group.method == "phase_gp"]
-        entries.append(f"{own.within_90.mean():.0%}" if len(own) else "")
-        lines.append(f"| {' | '.join(entries)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([*entries, f"{own.within_90.mean():.0%}" if len(own) else ""])
+    said = f"mean squared error over {frame.split.nunique()} splits ± standard deviation over splits"
+    said = f"Test RMSE in meV/atom: root of the {said}; networks: ensembles, epoch by validation; ratios: "
+    return f"{said}95 % intervals.\n\n{compare_methods.table(heads, rows)}"
 
 
 KINDS = {name: compare_methods.KINDS[name] for name in ("METHODS", "PERCENTS", "SPLITS", "SCHEDULER")} | {
-    "INPUT_DIR": (None, settings.folder), "TESTS": [*SETS], "LABELS": settings.numbers,
+    "TESTS": [*SETS], "LABELS": settings.numbers,
 }  # fmt: skip
 
 
 def main():
     cfg = settings.read(globals(), **KINDS)
     settings.output_folder(cfg.RESULTS_DIR / "parts")
-    own_code = Path(__file__).read_text("utf-8").split("# ---- the table")[0]  # hashed with the rest
-    with tempfile.TemporaryDirectory() as temporary:
-        inputs, calls, paths = cfg.INPUT_DIR or Path(temporary), [], []
-        names = dict.fromkeys(SETS[test][0] for test in cfg.TESTS)
-        data = {name: load(name, cfg.DATA_DIR, inputs / name) for name in names}
-        for piece in pieces_of(cfg, data):
-            name = SETS[piece["test"]][0]
-            own = SimpleNamespace(**vars(cfg) | vars(settings_of(inputs / name)))
-            calls.append((work, piece, data[name], own))
-            code = own_code + compare_methods.code_hash(piece["method"])
-            paths.append(compare_methods.part_path(cfg.RESULTS_DIR, piece, data[name], cfg.SEEDS, code))
-        frame = compare_methods.finished(calls, paths, cfg)
+    names, calls = dict.fromkeys(SETS[test][0] for test in cfg.TESTS), []
+    folders = {name: cfg.RESULTS_DIR / "inputs" / name for name in names}
+    data = {name: load(name, cfg.DATA_DIR, folder) for name, folder in folders.items()}
+    for piece in pieces_of(cfg, data):
+        name = SETS[piece["test"]][0]
+        own = SimpleNamespace(**vars(cfg) | vars(settings_of(folders[name])))
+        calls.append((piece, data[name], own))
+    frame = compare_methods.finished(work, calls, cfg.SEEDS, cfg)
     report.write_csv(frame, cfg.RESULTS_DIR / "other_alloys.csv")
     text = markdown(frame)
     (cfg.RESULTS_DIR / "other_alloys.md").write_text(text, "utf-8")

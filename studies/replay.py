@@ -11,8 +11,6 @@ five at a time, until the best candidate and the five best are known. Writes to 
 (an interrupted run goes on), replay.csv (a row per search), replay.md, the table, and replay.png.
 """
 
-import hashlib
-import json
 import subprocess
 import sys
 from itertools import product
@@ -115,9 +113,10 @@ def whole_batches(number, step, most):
     return np.minimum(-(-number // step) * step, most)
 
 
-def work(name, data, energies, seed):
-    """All searches of a target and seed, rows of the tidy table. energies: (n,), for the bound; or None."""
-    case, rows = case_of(data, seed), []
+def work(piece, data, energies):
+    """All searches of a set, target and seed: rows of replay.csv. energies: (n,), for the bound; or None."""
+    (name, target, seed), rows = piece, []
+    case = case_of(data, seed)
     models, n = fitted(case, case.known), len(case.candidates)
     for goal, bound in [("high", None), ("low", None)] + [("high", BOUND)] * (energies is not None):
         found = case.candidates
@@ -129,7 +128,7 @@ def work(name, data, energies, seed):
         for policy, step in product(("improvement", "greedy"), STEPS):
             picked, stopped = search(case, models, wanted, goal, bound, policy, step)
             best = whole_batches(picked.index(wanted[0]) + 1, step, n)
-            rows.append([name, data.target, goal, bound, seed, n, policy, step, best, len(picked), stopped])
+            rows.append([name, target, goal, bound, seed, n, policy, step, best, len(picked), stopped])
     columns = ["set", "target", "goal", "bound", "seed", "candidates", "policy", "step", "best", "five"]
     return pd.DataFrame(rows, columns=[*columns, "stopped"])
 
@@ -168,18 +167,13 @@ def markdown(frame):
     def quartiles(values):
         return "{1:.0f} ({0:.0f} to {2:.0f})".format(*np.quantile(values, [0.25, 0.5, 0.75]))
 
-    keys = ["words", "candidates", "step"]
+    keys, own = ["words", "candidates", "step"], frame[frame.policy == "improvement"]
     table = frame.groupby([*keys, "policy"], sort=False)[["best", "five"]].agg(quartiles).unstack()
-    heads = ["looked for", "candidates", "at a time"] + [
-        f"{one}, {POLICIES[by]}" for one, by in table.columns
-    ]
-    lines = [[*heads, "stops before the best"], ["---"] * (len(heads) + 1)]
-    own = frame[frame.policy == "improvement"]
-    early = (own.stopped < own.best).groupby([own[key] for key in keys], sort=False)  # nan: it went on
-    for index, row in zip(table.index, table.to_numpy()):
-        group = early.get_group(index)
-        lines.append([*index, *row, f"{group.sum()} of {len(group)}"])
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    heads = ["looked for", "candidates", "at a time"]
+    heads += [f"{one}, {POLICIES[by]}" for one, by in table] + ["stops before the best"]
+    early = own.assign(early=own.stopped < own.best).groupby(keys).early  # nan: it went on
+    table["early", ""] = early.sum().astype(str) + " of " + early.size().astype(str)
+    return compare_methods.table(heads, table.reset_index().to_numpy())
 
 
 def plot(figure, frame):
@@ -201,20 +195,15 @@ def plot(figure, frame):
 
 def main():
     kinds = {"STUDY_DIR": settings.folder, "OTHER_DIR": settings.folder, "SETS": [*TITLES]}
-    cfg, calls, paths = settings.read(globals(), **kinds), [], []
+    cfg, calls = settings.read(globals(), **kinds), []
     cfg.SCHEDULER = None  # of compare_methods' workers
     settings.output_folder(cfg.RESULTS_DIR / "parts")
-    # What comes after these words changes no search.
-    ends = {suggest: "def make_candidates", phase_gp: "def fit_splits", sys.modules[__name__]: "# ---- table"}
-    code = [Path(one.__file__).read_text("utf-8").split(end)[0] for one, end in ends.items()]
     for name in cfg.SETS:
         data = load(name, cfg)
         for (target, one), seed in product(data.items(), cfg.SEEDS):
             energies = data["Ef"].targets if (name, target) == ("study", "Ms") else None
-            follows_from = hashlib.sha256(json.dumps([one.sha256, code]).encode()).hexdigest()[:16]
-            calls.append((work, name, one, energies, seed))
-            paths.append(cfg.RESULTS_DIR / "parts" / f"{name}_{target}_{seed}_{follows_from}.csv")
-    frame = compare_methods.finished(calls, paths, cfg)
+            calls.append(([name, target, seed], one, energies))
+    frame = compare_methods.finished(work, calls, None, cfg)
     report.write_csv(frame, cfg.RESULTS_DIR / "replay.csv")
     frame, text = with_random(frame), cfg.RESULTS_DIR / "replay.md"
     text.write_text(markdown(frame), "utf-8")
