@@ -13,6 +13,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -20,9 +21,9 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import compare_methods
+
 import common
-import generate
-import main_transfer
 import report
 import settings
 
@@ -54,17 +55,15 @@ def nudged(make_networks, *arguments, **more):
     return networks, generators
 
 
-def r2_of_nudged(n_networks, flags):
+def r2_of_nudged(cfg):
     """Test R2 of TL, split 0, of networks of seed 0 whose first weights are nudged: (n_networks,)."""
-    own = settings.read(vars(main_transfer), flags, **main_transfer.KINDS)
-    own.SEEDS = [0] * n_networks
-    data = common.load_data(own, main_transfer.cells_for(own.SELECT_BY))
-    splits = common.splits_of(data, own)
-    method = partial(main_transfer.transfer, samples=generate.make_samples(own, data))
+    own = SimpleNamespace(**vars(cfg) | {"TARGET": "Ef", "SEEDS": [0] * cfg.NETWORKS})
+    data = common.load_data(own, "given")
+    split = common.split_rows(data.table, "4+5", 100, 0)
+    piece = {"method": "tl", "target": "Ef", "alloys": "4+5", "rule": "reference"}
     with patch.object(common, "make_networks", partial(nudged, common.make_networks)):
-        predicted = common.predict(common.fit_selected(method, data, splits, own), data.inputs)
-    test = splits[0].test
-    return np.array([report.scores(data.targets[test], one[test])["R2"] for one in predicted[0]])
+        (predicted,) = compare_methods.predict_networks(piece, data, [split], own)
+    return np.array([report.scores(data.targets[split.test], one[split.test])["R2"] for one in predicted])
 
 
 def plot(runs, source, path):
@@ -106,7 +105,7 @@ def main():
         print(f"| {method} {name} | {words} | {values[2] - again:+.1e} |")
     plot(runs, common.data_name(cfg.DATA_DIR), cfg.RESULTS_DIR / "parity.png")
 
-    r2, (study, _) = r2_of_nudged(cfg.NETWORKS, flags), FIGURES["tl", "test_R2"]
+    r2, (study, _) = r2_of_nudged(cfg), FIGURES["tl", "test_R2"]
     print(
         f"\ntl test_R2 of {cfg.NETWORKS} networks whose first weights differ by one part in 10^7: "
         f"{r2.min():.4f} to {r2.max():.4f}, median {np.median(r2):.4f}; "
