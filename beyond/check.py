@@ -40,9 +40,13 @@ SURROUNDINGS = "surroundings of its atoms"  # what the phase in a name is held a
 FIELDS = ("structure", "column", "value", "against", "other", "would_be")
 
 
-def read_database(data_dir, targets, elements=None, excluded_pairs=None):
-    """As common.read_database, with all COLUMNS, nan where there is no number, and the mole fractions."""
-    frame, system = common.read_database(data_dir, targets, elements, excluded_pairs)
+def read_database(data_dir, elements=None, excluded_pairs=None):
+    """(Frame, System) of common.read_database, and the names of the targets that the file has.
+
+    Added to the frame: all COLUMNS, nan where there is no number, and the mole fractions.
+    """
+    frame, system = common.read_database(data_dir, None, elements, excluded_pairs)
+    targets = [name for name, target in TARGETS.items() if target.column in frame]
     whole = common.read_table(data_dir / "Database.csv")
     whole = whole.groupby(whole.structures.str.strip()).first().loc[frame.structure]
     numbers = whole.reindex(columns=COLUMNS).apply(pd.to_numeric, errors="coerce").astype(float)
@@ -51,7 +55,7 @@ def read_database(data_dir, targets, elements=None, excluded_pairs=None):
         if missing:
             print(f"'{column}': no number in {missing} of {len(frame)} rows, left out where it is needed")
     frame[[*system.elements]] = common.mole_fractions(frame.formula, system.elements)
-    return frame, system
+    return frame, system, targets
 
 
 def read_structures(folder, frame, system):
@@ -212,8 +216,7 @@ def check(frame, occupation, targets, system):
 
 def main():
     cfg = settings.read(globals())
-    targets = common.targets_in(cfg.DATA_DIR)
-    frame, system = read_database(cfg.DATA_DIR, targets, cfg.ELEMENTS, cfg.EXCLUDED_PAIRS)
+    frame, system, targets = read_database(cfg.DATA_DIR, cfg.ELEMENTS, cfg.EXCLUDED_PAIRS)
     print(f"data: {common.data_name(cfg.DATA_DIR)}", flush=True)
     settings.output_folder(cfg.TABLE_DIR)
     frame, occupation, findings = read_structures(cfg.DATA_DIR / "POSCARS", frame, system)

@@ -108,13 +108,18 @@ def make_candidates(cfg, database, system):
 
 
 def plot_picks(figure, across, up, half_width, lattices, picks, best, bound):
-    """All candidates as dots, and the picks. across, up: label and values (n,) of the axes."""
+    """All candidates as dots, picks numbered. across, up: label and values (n,) of the axes."""
     axes, (x, y) = figure.subplots(), (across[1], up[1])
     for name, colour in zip(common.PHASES, ("tab:blue", "tab:orange")):
         own = lattices == name
         axes.plot(x[own], y[own], ".", ms=3, alpha=0.5, c=colour, label=f"candidates on {name}")
     style = {"fmt": "o", "c": "k", "ms": 3, "lw": 0.8, "label": "picks, 90 % interval"}
     axes.errorbar(x[picks], y[picks], half_width[picks], **style)
+    axes.margins(y=0.12)
+    height = 0.95 if (y[picks] > y.mean()).all() else 0.02  # of a row of numbers: picks lie close together
+    style = {"textcoords": "axes fraction", "ha": "center", "arrowprops": {"arrowstyle": "-", "lw": 0.4}}
+    for place, k in enumerate(np.argsort(x[picks])):
+        axes.annotate(k + 1, (x[picks[k]], y[picks[k]]), ((place + 0.5) / len(picks), height), **style)
     axes.axhline(best, c="tab:green", label=f"best known, {best:.4g}")
     if bound is not None:
         axes.axvline(bound, c="tab:red", label=f"bound, {bound:g} eV/atom")
