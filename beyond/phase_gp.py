@@ -27,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import joblib
 import numpy as np
 import pandas as pd
-from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg import cho_factor, cho_solve, lapack
 from scipy.optimize import minimize
 
 import common
@@ -126,10 +125,10 @@ def fit_theta(inputs, targets, noise_inputs, doubt, order, start=None):
         ordered, noise = np.exp(theta[1 + n_inputs]) * of_order, noise_of(theta, noise_inputs) * doubt
         matrix = value + ordered
         matrix.flat[:: len(matrix) + 1] += noise + JITTER
-        lower, failed = dpotrf(matrix, lower=1)
+        lower, failed = lapack.dpotrf(matrix, lower=1)  # by its module: alone no process can be sent it
         if failed:
             return 1e10, np.zeros_like(theta)
-        inverse = dpotri(lower, lower=1)[0]
+        inverse = lapack.dpotri(lower, lower=1)[0]
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         solved, off = inverse @ targets, (theta - mean) / spread
         total = 0.5 * targets @ solved + np.log(lower.diagonal()).sum() + 0.5 * off @ off
