@@ -208,13 +208,14 @@ def report(cfg, data, splits, outcome):
 def summarise(metrics, ensemble, predictions):
     """Print and return the test set's figures, mean and standard deviation over splits.
 
-    metrics: a row per member; the mean over a split's members enters. ensemble: a row per split, of the
-    mean prediction over members. Returns a frame with a row for each.
+    metrics: a row per member; the mean over a split's members enters. ensemble: a row per split, of the mean
+    prediction over members, where there are several. Returns a frame with a row for each.
     """
     names, what = ["test_R2", "test_RMSE", "test_MAE"], ["data", "method", "target", "alloys", "percent"]
     n_splits, n_seeds, rows = len(ensemble), len(metrics) // len(ensemble), []
-    of_networks = metrics.groupby("split")[names].mean()
-    for of, frame in (("single networks", of_networks), ("ensemble", ensemble[names])):
+    kinds = {"single": metrics.groupby("split")[names].mean()}
+    kinds |= {"ensemble": ensemble[names]} if n_seeds > 1 else {}
+    for of, frame in kinds.items():
         mean, std = frame.mean(), frame.std()
         shown = [f"{x[5:]} {mean[x]:.4f}" + f" ± {std[x]:.4f}" * (n_splits > 1) for x in names]
         shown[1:] = [f"{one} {ensemble.unit[0]}" for one in shown[1:]]
