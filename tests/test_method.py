@@ -102,7 +102,7 @@ def test_a_tuned_penalty(small_data):
 HONEST = {  # every way to predict but the paper's rule, and its flags for a short run
     "scratch": ["main.py", *TINY, "--select-by", "validation"],
     "scratch_prime": ["main.py", *TINY, "--select-by", "validation", "--method", "scratch_prime"],
-    "tl": ["main_transfer.py", *TINY, "--select-by", "validation", "--source-epochs", "2"],
+    "tl": ["main_transfer.py", *TINY, "--select-by", "validation", "--source-epochs", "1"],
     "da": ["main_transfer.py", *TINY, "--select-by", "validation", "--method", "da"],
     # beyond/phase_gp.py comes here
 }
@@ -172,10 +172,7 @@ def test_cells_relaxed_anew_became_others(small_data, relaxed_anew):
     """Clusters of cells as given move, two cells are hcp now; on the lattice, all is as it was."""
     folders = small_data, relaxed_anew["test"]
     was, now, *on_lattice = (loaded(folder, cells) for cells in ("given", "lattice") for folder in folders)
-    rows, triplets = (
-        common.split_rows(was.table, "4+5", 100, 0).test,
-        list(was.clusters.filter(like="triplet")),
-    )
+    rows, triplets = common.split_rows(was.table, "4+5", 100, 0).test, [*was.clusters.filter(like="triplet")]
     assert ((now.phase_fractions - was.phase_fractions)[rows, 2] > 0.5).sum() == 2
     assert not np.allclose(was.clusters.loc[rows, triplets], now.clusters.loc[rows, triplets], atol=1e-3)
     np.testing.assert_array_equal(*(common.known_before(data, triplets) for data in on_lattice))

@@ -35,9 +35,7 @@ def data(tmp_path_factory):
 
 def test_tables_and_samples(data, tmp_path):
     flags = ["--data-dir", data, "--results-dir", tmp_path]
-    assert (
-        "Ni, Co, Al make 0 alloys" in run("generate.py", *flags, status=2).err
-    )  # it has no alloys of four elements
+    assert "Ni, Co, Al make 0 alloys" in run("generate.py", *flags, status=2).err  # of four elements
     printed = run("generate.py", *flags, "--alloys", "Total").out
     assert "Al: not in ELEMENT_TABLE" in printed and "Co: not in" not in printed
     assert "electronegativity 1.61, radius 1.43 angstrom, 3 valence electrons" in printed
@@ -53,7 +51,7 @@ def test_tables_and_samples(data, tmp_path):
         assert np.corrcoef(samples["Eform (eV/atom)"], law)[0, 1] > 0.9
 
 
-@pytest.mark.parametrize("phases", [["fcc", "bcc"], ["fcc"], ["bcc"]])
+@pytest.mark.parametrize("phases", [["fcc", "bcc"], ["bcc"]])
 def test_training(data, tmp_path, phases):
     """Also where the data is of one phase alone."""
     frame = pd.read_csv(data / "Database.csv", index_col=0)

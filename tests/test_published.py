@@ -1,6 +1,6 @@
 """The scripts against the published method written down a second time (published.py), to the last bit."""
 
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from types import SimpleNamespace
 
@@ -10,17 +10,30 @@ import published
 import pytest
 import torch
 from conftest import STUDY, needs_study, random_alloy, run, write_data
+from pymatgen.core import Composition
+from pymatgen.io.vasp import Poscar
 from torch import nn
 
 import common
-import report
+
+
+def drawn(lattices, alloys):
+    """published.samples, but for the quadruplets, which no expansion reads and which take half the time."""
+    multisets = published.multisets
+    without = cache(lambda size, elements: [] if size == 4 else multisets(size, elements))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "multisets", without)
+        samples = published.samples(lattices, alloys)
+    samples.formulas = [*map(Composition, samples.formulas)]  # read once, not in every test
+    return samples
 
 
 @pytest.fixture(scope="module")
 def six(tmp_path_factory):
-    """A made-up data set of the six elements: folder, table, {cells: (occupations, samples by ALLOYS)}.
+    """A made-up data set of the six elements: folder, table, {cells: (occupations, samples)}.
 
-    Its cells are displaced; on the lattice they are what they were made from.
+    Its cells are displaced; on the lattice they are what they were made from. Samples on cells as given are
+    of two to five elements (ALLOYS Total), those on the lattice of four and five.
     """
     generator, alloys, ideal = np.random.default_rng(3), {}, {}
     for phase, repeat in (("fcc", 2), ("bcc", (4, 2, 2))):  # 32 atoms, 160 repeated
@@ -38,38 +51,17 @@ def six(tmp_path_factory):
     run("structure_stat.py", "--data-dir", folder, "--cells", "given", "lattice")
     table = pd.read_csv(folder / "Database.csv")
     table["formula"] = table.structures.str.split("_").str[0]
-    paths = [folder / "POSCARS" / name for name in table.structures]
-    structures = [published_structure(path) for path in paths]
-    found = {}
-    for cells, members, drawn in (
-        ("given", structures, "Total"),
-        ("lattice", [one.get_sorted_structure() for one in ideal.values()], "4+5"),
-    ):
-        pairs = zip(members, table.phase)
-        occupations = pd.DataFrame([published.occupation(*pair) for pair in pairs]).round(9)
+    given = [Poscar.from_file(folder / "POSCARS" / name).structure for name in table.structures]
+    on_lattice, counted = [one.get_sorted_structure() for one in ideal.values()], {}
+    for cells, members, alloys in (("given", given, "Total"), ("lattice", on_lattice, "4+5")):
+        occupations = [published.occupation(*pair) for pair in zip(members, table.phase)]
         lattices = {}
         for phase in published.PHASES:
-            first = members[int((table.phase == phase).argmax())]
-            repeats = [1, 1, 1]
+            first, repeats = members[int((table.phase == phase).argmax())], [1, 1, 1]
             repeats[int(np.argmin(first.lattice.abc))] = 5
             lattices[phase] = first.make_supercell(repeats, in_place=False)
-        found[cells] = occupations, {drawn: published.samples(lattices, drawn)}
-    found["given"][1]["4+5"] = of_many(found["given"][1]["Total"])
-    return folder, table, found
-
-
-def of_many(samples):
-    """The samples of four and five elements: the same cells in the same order, drawn once."""
-    many = [i for i, (size, _) in enumerate(samples.kinds) if size >= 4]
-    formulas, kinds = ([of_all[i] for i in many] for of_all in (samples.formulas, samples.kinds))
-    occupations = {phase: frame.iloc[many] for phase, frame in samples.occupations.items()}
-    return SimpleNamespace(formulas=formulas, kinds=kinds, occupations=occupations)
-
-
-def published_structure(path):
-    from pymatgen.io.vasp import Poscar
-
-    return Poscar.from_file(path).structure
+        counted[cells] = pd.DataFrame(occupations).round(9), drawn(lattices, alloys)
+    return folder, table, counted
 
 
 def test_occupation_tables(six):
@@ -96,14 +88,17 @@ CASES = [
         "scratch", "Ms", "--select-by validation --refit False --hold-out 0.4 --splits 4",
         {"share": 0.4, "refit": False, "number": 4},
     ),
-    ("da", "Ef", "", {}),
+    ("da", "Ef", "--alloys Total", {"alloys": "Total"}),
     (
         "da", "Ms",
         "--alloys Total --clusters points pairs triplets second_pairs --augment 20 --learning-rate 0.004",
         {"alloys": "Total", "second": True, "augment": 20, "rate": 0.004},
     ),
-    ("da", "Ef", "--select-by validation --seeds 2 --alpha 0.5", {"share": 0.2, "seed": 2, "alpha": 0.5}),
-    ("tl", "Ef", "--source-epochs 3", {"source_epochs": 3}),
+    (
+        "da", "Ef", "--select-by validation --seeds 2 --alpha 0.5 --percent 60",
+        {"share": 0.2, "seed": 2, "alpha": 0.5, "percent": 60},
+    ),
+    ("tl", "Ef", "--alloys Total --source-epochs 3", {"alloys": "Total", "source_epochs": 3}),
     (
         "tl", "Ms",
         "--source-epochs 2 --clusters second_pairs,points,pairs,triplets --alloys Total --seeds 7",
@@ -111,20 +106,16 @@ CASES = [
     ),
     (
         "tl", "Ef",
-        "--source-epochs 2 --source-learning-rate 0.01 --learning-rate 0.02 --alpha 0.1 --percent 60",
-        {"source_epochs": 2, "source_rate": 0.01, "rate": 0.02, "alpha": 0.1, "percent": 60},
+        "--select-by validation --source-epochs 2 --source-learning-rate 0.01 --learning-rate 0.02",
+        {"share": 0.2, "source_epochs": 2, "source_rate": 0.01, "rate": 0.02},
     ),
 ]  # fmt: skip
 
 
 def second_time(six, method, target, more):
     _, table, counted = six
-    occupations, random = counted["lattice" if "share" in more else "given"]
-    study = SHORT | more
-    if method in ("scratch", "scratch_prime"):
-        return getattr(published, method)(table, target, **study)
-    samples = random[study.get("alloys", "4+5")]
-    return getattr(published, method)(table, occupations, samples, target, **study)
+    clusters = () if method.startswith("scratch") else counted["lattice" if "share" in more else "given"]
+    return getattr(published, method)(table, *clusters, target, **SHORT | more)
 
 
 def one_run(six, out, method, target, flags):
@@ -143,7 +134,7 @@ def assert_same(weights, network):
     expected = network.state_dict()
     assert weights.keys() == expected.keys()
     for name, value in weights.items():
-        assert torch.equal(value, expected[name]), f"{name} differs on {report.processor()}"
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize(("method", "target", "flags", "more"), CASES)
@@ -161,13 +152,13 @@ def test_a_run_is_the_published_one(six, tmp_path, method, target, flags, more):
         assert metrics.train_loss[0] == pytest.approx(expected.train_loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["scratch", "tl"])
-def test_seeds_and_splits_side_by_side(six, tmp_path, method):
+@pytest.mark.parametrize(("method", "more"), [("scratch", {}), ("tl", {"source_epochs": 1})])
+def test_seeds_and_splits_side_by_side(six, tmp_path, method, more):
     """Each network of a run of several is the one of a run of its own; the ensemble is their mean."""
     flags = "--seeds 0,3 --splits 0,2 --select-by validation --epochs 25 --patience 3"
-    flags += " --source-epochs 1" if method == "tl" else ""
+    flags += " --source-epochs 1" if more else ""
     weights, metrics, predictions = one_run(six, tmp_path, method, "Ef", flags)
-    more = {"share": 0.2, "epochs": 25, "patience": 3} | ({"source_epochs": 1} if method == "tl" else {})
+    more = {"share": 0.2, "epochs": 25, "patience": 3} | more
     for split in (0, 2):
         alone = [second_time(six, method, "Ef", more | {"seed": seed, "number": split}) for seed in (0, 3)]
         for seed, one in zip((0, 3), alone):
@@ -194,15 +185,13 @@ def fitted(seeds, sets, watch, optimiser, epochs=30, patience=4):
     return common.fit_networks(networks, generators, sets, watch, optimiser, cfg)
 
 
-@pytest.mark.parametrize("optimiser", ["Adam", "SGD"])
-@pytest.mark.parametrize("n_seeds", [1, 5])
-def test_training_is_the_plain_loop(optimiser, n_seeds):
+@pytest.mark.parametrize(("optimiser", "rate"), [("Adam", 0.01), ("SGD", 0.03)])
+@pytest.mark.parametrize(("n_seeds", "lengths"), [(1, [33]), (4, [40, 33, 40, 48])])
+def test_training_is_the_plain_loop(optimiser, rate, n_seeds, lengths):
     """Sets of equal and unequal length, a last batch of one row too, early stopping: to the last bit."""
-    lengths = [40, 33, 40, 17, 48, 40] if n_seeds > 1 else [33]
     sets = [made_up_set(n, i) for i, n in enumerate(lengths)]
     watch = [made_up_set(n + 3, 10 + i) for i, n in enumerate(lengths)]
     watch[-1] = made_up_set(1, 0)
-    rate = {"Adam": 0.01, "SGD": 0.03}[optimiser]
     trained = fitted(range(n_seeds), sets, watch, partial(getattr(common, optimiser), rate=rate))
     ended = {number: epoch for number, epoch, *_ in trained.losses}
     for i, network in enumerate(trained.networks):
@@ -243,57 +232,52 @@ def test_labels_of_the_samples(six, tmp_path):
     """generate.py: every label by the second implementation's cluster expansion, order included."""
     folder, table, counted = six
     occupations, random = counted["given"]
-    run("generate.py", "--data-dir", folder, "--results-dir", tmp_path, "--target", "Ms")
-    rows, _ = published.split(table)
-    expected = published.label(table, occupations, random["4+5"], "Ms", rows, False, None, published.ELEMENTS)
-    names = published.columns()
-    expansion = published.fit_ce(table, occupations, "Ms", rows, 1e-2, names)
-    for phase in published.PHASES:
-        found = pd.read_csv(tmp_path / f"generate_Ms_4+5_76/samples_{phase}.csv")
+    flags = ["--data-dir", folder, "--results-dir", tmp_path, "--target", "Ms", "--alloys", "Total"]
+    run("generate.py", *flags)
+    (rows, _), names = published.split(table, "Total"), published.columns()
+    expected = published.label(table, occupations, random, "Ms", rows, False, None, published.ELEMENTS)
+    for phase, expansion in published.fit_ce(table, occupations, "Ms", rows, 1e-2, names).items():
+        found = pd.read_csv(tmp_path / f"generate_Ms_Total_76/samples_{phase}.csv")
         np.testing.assert_allclose(found.iloc[:, -1], expected[phase][1], atol=1e-9)
         np.testing.assert_allclose(found.iloc[:, 1:-1].to_numpy(float), expected[phase][0], atol=1e-12)
-        eci = pd.read_csv(tmp_path / f"generate_Ms_4+5_76/eci_{phase}.csv", index_col="cluster").iloc[:, 0]
-        np.testing.assert_allclose(eci[names], expansion[phase].coef_, atol=1e-9)
-        assert eci["intercept"] == pytest.approx(expansion[phase].intercept_, abs=1e-9)
+        eci = pd.read_csv(tmp_path / f"generate_Ms_Total_76/eci_{phase}.csv", index_col="cluster").iloc[:, 0]
+        np.testing.assert_allclose(eci[names], expansion.coef_, atol=1e-9)
+        assert eci["intercept"] == pytest.approx(expansion.intercept_, abs=1e-9)
+
+
+FIGURES = [  # train R2, train loss, test R2, test loss
+    ("main.py", "", (0.9576118, 0.042388, 0.9109527, 0.051504)),
+    ("main_transfer.py", "--method da", (None, None, 0.9262801, 0.044433)),
+    ("main.py", "--method scratch_prime", (0.9876355, None, 0.9075026, None)),
+    ("main.py", "--target Ms", (0.9455016, None, 0.9459105, None)),
+]
+
+
+def on_the_studys_data(study_tables, out, script, flags):
+    """Figures of a run as in FIGURES, and its epoch."""
+    run(script, "--data-dir", STUDY, "--table-dir", study_tables, "--results-dir", out, *flags.split())
+    (path,) = out.glob("*/metrics.csv")
+    return pd.read_csv(path).loc[0, ["train_R2", "train_loss", "test_R2", "test_loss", "epoch"]]
 
 
 @needs_study
-@pytest.mark.parametrize(
-    ("script", "flags", "expected"),
-    [
-        ("main.py", "", (0.9576118, 0.042388, 0.9109527, 0.051504)),
-        ("main_transfer.py", "--method da", (None, None, 0.9262801, 0.044433)),
-        ("main.py", "--method scratch_prime", (0.9876355, None, 0.9075026, None)),
-        ("main.py", "--target Ms", (0.9455016, None, 0.9459105, None)),
-    ],
-)
+@pytest.mark.parametrize(("script", "flags", "expected"), FIGURES)
 def test_published_figures(study_tables, tmp_path, script, flags, expected):
     """With nothing but the defaults, on the study's data."""
-    run(script, "--data-dir", STUDY, "--table-dir", study_tables, "--results-dir", tmp_path, *flags.split())
-    (path,) = tmp_path.glob("*/metrics.csv")
-    row = pd.read_csv(path).iloc[0]
-    for name, value in zip(("train_R2", "train_loss", "test_R2", "test_loss"), expected):
-        if value is not None:
-            assert row[name] == pytest.approx(value, abs=1e-6), name
+    for found, value in zip(on_the_studys_data(study_tables, tmp_path, script, flags), expected):
+        assert value is None or found == pytest.approx(value, abs=1e-6)
 
 
 @needs_study
 def test_the_studys_transfer(study_tables, tmp_path):
-    """TL's figure as the plain loop finds it here: processors that round otherwise lead to other epochs.
-
-    On the Intel Xeon of method.md that is train R2 0.9392294, test R2 0.9476033, on an AMD EPYC 0.9495292,
-    0.9439913.
-    """
-    flags = ["--data-dir", STUDY, "--table-dir", study_tables, "--results-dir", tmp_path]
-    run("main_transfer.py", *flags, "--device", "cpu")
-    found = pd.read_csv(tmp_path / "tl_Ef_4+5_100_reference/metrics.csv").iloc[0]
+    """TL as the plain loop does it here, cut short: where it ends hangs on the processor's rounding."""
+    found = on_the_studys_data(study_tables, tmp_path, "main_transfer.py", "--patience 4 --device cpu")
     table = pd.read_csv(STUDY / "Database.csv")
     table["formula"] = table.structures.str.split("_").str[0]
     occupations = pd.concat([pd.read_csv(study_tables / f"{phase}_train.csv") for phase in published.PHASES])
     occupations = occupations.set_index("structure").loc[table.structures].reset_index(drop=True)
-    lattices = {p: published_structure(STUDY / f"POSCARS/FeNiCoCrMn_sqs{p}") for p in published.PHASES}
-    samples = published.samples(lattices)
-    expected = published.tl(table, occupations, samples, "Ef")
-    assert found.epoch == expected.epochs
-    for name in ("train_R2", "train_loss", "test_R2", "test_loss"):
-        assert found[name] == pytest.approx(getattr(expected, name.lower()), abs=1e-6), name
+    paths = {phase: STUDY / f"POSCARS/FeNiCoCrMn_sqs{phase}" for phase in published.PHASES}
+    lattices = {phase: Poscar.from_file(path).structure for phase, path in paths.items()}
+    one = published.tl(table, occupations, drawn(lattices, "4+5"), "Ef", patience=4)
+    expected = [one.train_r2, one.train_loss, one.test_r2, one.test_loss, one.epochs]
+    np.testing.assert_allclose(found.astype(float), expected, atol=1e-6)
