@@ -49,7 +49,8 @@ VALUES = """
 --excluded-pairs Mn: Mn-Pd; --excluded-pairs Fe-Ni: no Fe with Ni; --data-dir ~no-such/data: ~no-such
 --method scratch_prime --percent 0: PERCENT 0; --predict FeNi: unrecognized: --predict
 main_transfer.py --method da --augment 5000: AUGMENT 5000; main_transfer.py --augment 0: 1 to
-main_transfer.py --source-learning-rate 1e30: number; main_transfer.py --learning-rate 1e3: LEARNING_RATE
+main_transfer.py --source-learning-rate 1e30: number
+main_transfer.py --source-epochs 0 --learning-rate 1e3: LEARNING_RATE
 main_transfer.py --clusters: one or more of points; main_transfer.py --alpha best: tuned
 main.py --results-dir FILE: Database.csv: ; generate.py --results-dir FILE: Database.csv:
 structure_stat.py --table-dir FILE: Database.csv: ; structure_stat.py --data-dir nowhere: nowhere: expected
@@ -87,15 +88,12 @@ def test_nothing_to_learn_from(data):
     """A constant target; none; sets that would be empty; what ALLOYS or PERCENT leaves no alloys for."""
     frame = pd.read_csv(data / "Database.csv", index_col=0)
     n_elements, bcc = frame.structures.str.split("_").str[0].str.count("[A-Z]"), frame.phase == "bcc"
+    few, total = frame[~bcc | (frame.index == frame.index[-1])], ["--alloys", "Total"]
     for changed, flags, expected in (
         (frame.assign(**{MOMENT: 0.0}), ["--target", "Ms"], "Ms is 0 in all "),
         (frame.assign(**{MOMENT: np.nan}), ["--target", "Ms"], "no value in column"),
         (frame[n_elements < 4], [], "set ALLOYS = Total"),
-        (
-            frame[~bcc | (frame.index == frame.index[-1])],
-            ["--alloys", "Total"],
-            "bcc: too few alloys to split",
-        ),
+        (few, total, "bcc: too few alloys to split"),
         (frame[~bcc | (n_elements >= 4)], ["--percent", "0"], "PERCENT 0 leaves no bcc training alloys"),
     ):
         changed.to_csv(data / "Database.csv")
@@ -114,14 +112,18 @@ CELLS = [
 ]  # fmt: skip
 
 
+def assert_refused(data, expected):
+    for script in ("structure_stat.py", "main.py"):
+        line = refused(script, data)
+        assert "Database.csv" in line and expected in line
+
+
 @pytest.mark.parametrize(("column", "row", "value", "expected"), CELLS)
 def test_cells_of_the_database(data, column, row, value, expected):
     frame = pd.read_csv(data / "Database.csv", index_col=0).astype(object)
     frame.loc[row, column] = value
     frame.to_csv(data / "Database.csv")
-    for script in ("structure_stat.py", "main.py"):
-        line = refused(script, data)
-        assert "Database.csv" in line and expected in line
+    assert_refused(data, expected)
 
 
 def test_a_name_that_its_poscar_contradicts(data):
@@ -176,16 +178,13 @@ CONTENTS = [
 
 @pytest.mark.parametrize(("content", "expected"), CONTENTS)
 def test_what_is_no_table(data, content, expected):
-    path = data / "Database.csv"
-    path.write_bytes(content)
-    for script in ("structure_stat.py", "main.py"):
-        line = refused(script, data)
-        assert "Database.csv" in line and expected in line
+    (data / "Database.csv").write_bytes(content)
+    assert_refused(data, expected)
 
 
 @pytest.mark.parametrize("script", ["generate.py", "main_transfer.py"])
 def test_tables_of_other_data(script, data):
-    path, pair = data / "fcc_train.csv", "pair Fe-Ni"
+    path, pair, poscars = data / "fcc_train.csv", "pair Fe-Ni", data / "POSCARS"
     table = pd.read_csv(path)
     values = [{pair: "many"}, {pair: np.inf}, {ENERGY: table[ENERGY] + 0.001}]
     changes = [table.assign(**value) for value in values] + [table.replace(table.structure[3], "Fe_sqsfcc")]
@@ -195,14 +194,11 @@ def test_tables_of_other_data(script, data):
         assert f"{path}: not of {data / 'Database.csv'} as it is now; run structure_stat.py" in line
     path.unlink()
     assert f"{path}: no such table; run structure_stat.py" in refused(script, data)
-
-
-def test_a_poscar_that_changed_after_its_tables(data):
-    with open(data / "POSCARS" / pd.read_csv(data / "bcc_train.csv").structure[3], "a") as file:
-        file.write("\n")
+    table.to_csv(path, index=False)
+    (poscars / table.structure[3]).write_text((poscars / table.structure[3]).read_text() + "\n")
     for _ in range(2):
-        assert f"bcc_train.csv: not of {data / 'POSCARS'} as it is now" in refused("main_transfer.py", data)
-        (data / "bcc_train.sha256").unlink(missing_ok=True)
+        assert f"{path}: not of {poscars} as it is now; run structure_stat.py" in refused(script, data)
+        path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 FAULTS = [

@@ -231,18 +231,19 @@ def test_losses_that_are_no_numbers():
 def test_labels_of_the_samples(six, tmp_path):
     """generate.py: every label by the second implementation's cluster expansion, order included."""
     folder, table, counted = six
-    occupations, random = counted["given"]
-    flags = ["--data-dir", folder, "--results-dir", tmp_path, "--target", "Ms", "--alloys", "Total"]
-    run("generate.py", *flags)
-    (rows, _), names = published.split(table, "Total"), published.columns()
+    occupations, random = counted["lattice"]
+    flags = ["--data-dir", folder, "--results-dir", tmp_path, "--target", "Ms", "--cells", "lattice"]
+    assert run("generate.py", *flags).out.count("μB/atom (on the lattice); 1008 samples") == 2
+    (rows, _), out = published.split(table), tmp_path / "generate_Ms_4+5_76_lattice"
     expected = published.label(table, occupations, random, "Ms", rows, False, None, published.ELEMENTS)
-    for phase, expansion in published.fit_ce(table, occupations, "Ms", rows, 1e-2, names).items():
-        found = pd.read_csv(tmp_path / f"generate_Ms_Total_76/samples_{phase}.csv")
+    expansions = published.fit_ce(table, occupations, "Ms", rows, 1e-2, published.columns())
+    for phase, expansion in expansions.items():
+        found = pd.read_csv(out / f"samples_{phase}.csv")
         np.testing.assert_allclose(found.iloc[:, -1], expected[phase][1], atol=1e-9)
         np.testing.assert_allclose(found.iloc[:, 1:-1].to_numpy(float), expected[phase][0], atol=1e-12)
-        eci = pd.read_csv(tmp_path / f"generate_Ms_Total_76/eci_{phase}.csv", index_col="cluster").iloc[:, 0]
-        np.testing.assert_allclose(eci[names], expansion.coef_, atol=1e-9)
-        assert eci["intercept"] == pytest.approx(expansion.intercept_, abs=1e-9)
+        eci = pd.read_csv(out / f"eci_{phase}.csv", index_col="cluster").iloc[:, 0]
+        assert [*eci.index] == [*published.columns(), "intercept"]
+        np.testing.assert_allclose(eci, [*expansion.coef_, expansion.intercept_], atol=1e-9)
 
 
 FIGURES = [  # train R2, train loss, test R2, test loss

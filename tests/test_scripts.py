@@ -75,15 +75,6 @@ def test_training(small_data, tmp_path, pictures, method):
     assert "magnetisation in the database (μB/atom)" in said and "2 splits" in said and "90 %" not in said
 
 
-def test_expansions(small_data, tmp_path, pictures):
-    """What they are validated on is said, and what pictures show."""
-    flags = ["--data-dir", small_data, "--results-dir", tmp_path, "--cells", "lattice", "--clusters", "pairs"]
-    assert run("generate.py", *flags).out.count(" eV/atom (on the lattice") == 2
-    for phase in common.PHASES:
-        (said,) = (text for name, text in pictures.items() if f"eci_{phase}" in name)
-        assert f"Cluster expansion of the formation energy in {phase}" in said and "\neV/atom\n" in said
-
-
 def test_names_of_runs(small_data, tmp_path):
     """A run replaces its own earlier folder, wherever its data lies, and never that of another run."""
     data, moved, out = (tmp_path / name for name in ("data", "moved", "out"))
@@ -149,7 +140,7 @@ def test_rows_without_a_label(small_data, tmp_path):
     assert column in run("main.py", *flags, "Ms", status=2).err
 
 
-def test_a_new_target_is_one_line(small_data, tmp_path, monkeypatch):
+def test_a_new_target_is_one_line(small_data, tmp_path, monkeypatch, pictures):
     """And what that does not give, rates and penalties, is fit to learn it."""
     column = "V0 (A^3/atom)"
     monkeypatch.setitem(common.TARGETS, "V0", common.Target(column, "Å^3/atom", "volume"))
@@ -160,6 +151,9 @@ def test_a_new_target_is_one_line(small_data, tmp_path, monkeypatch):
     printed = run("generate.py", *flags, "--clusters", "points").out
     fits = re.findall(r"fit R2 (\S+) .* RMSE (\S+) Å\^3/atom \(on cells as given", printed)
     assert len(fits) == 2 and all(float(r2) > 0.99 and float(rmse) < 0.5 for r2, rmse in fits)
+    for phase in common.PHASES:
+        (said,) = (text for name, text in pictures.items() if name.endswith(f"eci_{phase}.png"))
+        assert f"Cluster expansion of the volume in {phase}" in said and "\nÅ^3/atom\n" in said
     run("main.py", *flags, *TINY, "--epochs", "150", "--patience", "150")
     found = pd.read_csv(tmp_path / "scratch_V0_4+5_100_reference/predictions.csv")
     np.testing.assert_array_equal(found.true.sort_values(), np.sort(volumes))
@@ -219,7 +213,9 @@ def test_all_the_data(small_data, tmp_path):
     found = pd.read_csv(tmp_path / "scratch_Ef_4+5_100_validation_all/predictions.csv")
     assert len(found) == 44 and {*found.set} == {"train"} and {*found.split} == {"all"}
     table = found.assign(n_components=found.structure.str.split("_").str[0].str.count("[A-Z]"))
-    split, calls = common.split_rows(table, "4+5", 100, "all"), []
+    low, calls = np.flatnonzero(table.n_components < 4).tolist(), []
+    assert common.split_rows(table, "4+5", 0, 0).train.tolist() == low  # PERCENT 0
+    split = common.split_rows(table, "4+5", 100, "all")
 
     def method(data, train, watch, cfg, epochs=None):
         calls.append((train, watch, epochs))
@@ -229,5 +225,5 @@ def test_all_the_data(small_data, tmp_path):
     kept = common.fit_selected(method, SimpleNamespace(table=table), [split], cfg).epochs
     (parts, held, _), (whole, watch, _) = calls
     assert kept.tolist() == [4, 5] and watch is None and sorted(whole[0]) == [*range(44)]
-    assert sorted(np.concatenate(held)) == np.flatnonzero(table.n_components >= 4).tolist() and len(held) == 5
+    assert sorted([*low, *np.concatenate(held)]) == [*range(44)] and len(held) == 5
     assert all(sorted([*rest, *out]) == [*range(44)] for rest, out in zip(parts, held))
