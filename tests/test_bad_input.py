@@ -40,7 +40,7 @@ def refused(script, data, *flags):
 
 VALUES = """
 --target E: Ef, Ms; --method tl: scratch, scratch_prime; --alloys 4: 4+5, Total; --select-by test: validation
---percent 101: 0 to 100; --percent many: 0 to 100; --percent 0.8: per cent; --hold-out 1: 0.01 to 0.9
+--percent 101: 0 to 100; --percent many: 0 to 100; --percent 1: per cent; --hold-out 1: 0.01 to 0.9
 --refit no: True, False; --phase-input given: named, found; --jobs 0: whole number, 1 to; --jobs -1: 1 to
 --seeds 3-1: 0-7; --seeds -1: 0-7; --seeds 0-1-2: 0-7; --splits 0-999999999: 0-7; --seeds: 0-7
 --epochs 1: 2 to; --epochs 2.5: whole number; --epochs 100000000000000000000: whole number
@@ -75,6 +75,8 @@ def test_values(small_data, tmp_path, case):
 def test_lists():
     assert settings.numbers("0,3,5-7 6") == [0, 3, 5, 6, 7]
     assert settings.numbers("200000-200001") == [200000, 200001]  # what is limited is how many
+    with pytest.raises(ValueError, match="0-7"):
+        settings.numbers("0-100000")
     assert settings.listed([*range(8)]) == "0, 1, 2, 3, 4, 5, 6, 7"
     assert settings.listed([*range(20)]) == "0, 1, 2, 3, 4, 5, 6, 7, and 12 more"
 
@@ -137,15 +139,18 @@ def test_a_name_that_its_poscar_contradicts(data):
 
 
 def test_labels_that_are_far_out_are_said(data):
-    """And trained on: a thousandfold one; all of them in another unit."""
-    frame, out = pd.read_csv(data / "Database.csv", index_col=0), ["--data-dir", data, "--results-dir", data]
-    frame.loc[2, ENERGY] = 1.0  # the others are within 0.1
-    frame.to_csv(data / "Database.csv")
-    printed = run("main.py", *out, *TINY).out
-    assert f"a wrong unit or digit? Ef of {frame.structures[2]} (1)\n" in printed and "Test: R2" in printed
-    frame.assign(**{ENERGY: frame[ENERGY] * 1000}).to_csv(data / "Database.csv")
-    assert "a wrong unit" in run("main.py", *out, *TINY).out
-    assert "a wrong unit" not in run("main.py", *out, *TINY, "--target", "Ms").out
+    """And trained on: beyond ten robust deviations, or 5 eV/atom."""
+    plain, flags = pd.read_csv(data / "Database.csv", index_col=0), flags_of("main.py", data)
+    values, most = plain[ENERGY], plain[ENERGY].abs().max()
+    deviation = 1.4826 * (values - values.median()).abs().median()
+    far, near = (values.where(values.index != 2, values.median() - n * deviation) for n in (10.7, 9.3))
+    large, small = (values * n / most for n in (5.1, 4.9))
+    for changed, said in ((far, True), (near, False), (large, True), (small, False)):
+        plain.assign(**{ENERGY: changed}).to_csv(data / "Database.csv")
+        printed = run("main.py", *flags).out
+        assert ("a wrong unit or digit? Ef of " in printed) == said and "Test: R2" in printed
+        assert (f"{plain.structures[2]} ({changed[2]:g})\n" in printed) == (changed is far)
+    assert "a wrong unit" not in run("main.py", *flags, "--target", "Ms").out
 
 
 def test_lines_separators_and_blanks(data):

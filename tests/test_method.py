@@ -69,9 +69,20 @@ def test_as_many_as_asked_of_other_systems(elements, excluded):
         assert abs((kinds == 1).sum() - (kinds == 2).sum()) <= 2
 
 
+def test_percent_is_of_alloys_of_many_elements(small_data):
+    """The training alloys of fewer elements are all kept, with ALLOYS Total too."""
+    table = loaded(small_data).table
+    for alloys in ("4+5", "Total"):
+        whole, half, none = (common.split_rows(table, alloys, percent, 1) for percent in (100, 50, 0))
+        many = [rows[table.n_components[rows] >= 4] for rows in (whole.train, half.train)]
+        assert {*half.train} - {*many[1]} == {*whole.train} - {*many[0]} == {*none.train}
+        assert {*many[1]} < {*many[0]} and abs(len(many[1]) - len(many[0]) / 2) <= 1
+        assert sorted(whole.test) == sorted(half.test) and not {*whole.train} & {*whole.test}
+
+
 def test_a_tuned_penalty(small_data):
     """Of the least error on rows left out one by one, of half decades from 1e-6 to 10."""
-    data, clusters = loaded(small_data, "lattice", TARGET="Ms"), ["points", "pairs"]
+    data, clusters = loaded(small_data, "lattice"), ["points", "pairs"]
     models = generate.fit_ce(data, np.arange(len(data.table)), clusters, "tuned")
     inputs = data.clusters[common.cluster_columns(data.system, *clusters)].to_numpy()
     for phase, model in models.items():

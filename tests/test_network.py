@@ -135,7 +135,7 @@ def load(out):
 
 def test_a_checkpoint_predicts_what_the_run_did(results):
     saved, networks = load(results[0])
-    found = pd.read_csv(results[0] / RUN / "predictions.csv")["mean"][: report.EXAMPLES]
+    found = pd.read_csv(results[0] / RUN / "predictions.csv")["mean"][:10]
     again = common.predict(networks, saved["state"]["inputs"].numpy())[0, 0]
     np.testing.assert_allclose(again, found, rtol=1e-9)
 
