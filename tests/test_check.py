@@ -49,53 +49,42 @@ def found(parts, frame):
     return {(*one[:2], one[3]): one[5] for one in findings if not one[3].startswith("cluster expansion")}
 
 
-def written(folder, out):
-    """Database_findings.csv of a run, and what it printed."""
-    printed = run("beyond/check.py", "--data-dir", folder, "--table-dir", out).out
-    return pd.read_csv(out / "Database_findings.csv"), printed
-
-
-def test_nothing_is_found_where_all_agrees(parts, tmp_path):
-    table, printed = written(parts.folder, tmp_path)
-    assert table.empty and "nothing disagrees" in printed and "no number" not in printed
+def test_one_value_that_disagrees(parts):
+    """A tenth of it is within the tolerance; what it would be is what it was, where the others tell."""
     magneton = constants.physical_constants["Bohr magneton"][0]  # in J/T, which are 1000 emu
     assert abs(check.EMU - constants.N_A * magneton * 1000) < 0.005
+    name = parts.frame.structure[30]
+    for column, (off, against) in (SETTLED | OPEN).items():
+        frame = parts.frame.copy()
+        frame.loc[30, column] += off / 10
+        assert not found(parts, frame)
+        frame.loc[30, column] += off
+        findings = found(parts, frame)
+        told = findings.pop((name, TOTAL if column == CELL_TOTAL else column, against))
+        assert [*findings] == [(name, ENERGY, REFERENCES)] * (column == TOTAL)
+        assert np.isnan([*findings.values()]).all()
+        right = parts.frame[column][30] if column in SETTLED else np.nan
+        assert told == pytest.approx(right, rel=1e-3, abs=5e-4, nan_ok=True)
+        assert not found(parts, frame.assign(**{column: np.nan}))  # absent or blank: what is left agrees
 
 
-@pytest.mark.parametrize("column", [*SETTLED, *OPEN])
-def test_one_value_that_disagrees(parts, column):
-    """A tenth of it is within the tolerance; what it would be is what it was, where the others tell."""
-    frame, name, (off, against) = parts.frame.copy(), parts.frame.structure[30], (SETTLED | OPEN)[column]
-    frame.loc[30, column] += off / 10
-    assert not found(parts, frame)
-    frame.loc[30, column] += off
-    findings = found(parts, frame)
-    told = findings.pop((name, TOTAL if column == CELL_TOTAL else column, against))
-    assert [*findings] == [(name, ENERGY, REFERENCES)] * (column == TOTAL)
-    assert np.isnan([*findings.values()]).all()
-    right = parts.frame[column][30] if column in SETTLED else np.nan
-    assert told == pytest.approx(right, rel=1e-3, abs=5e-4, nan_ok=True)
-    assert not found(parts, frame.assign(**{column: np.nan}))  # absent or blank: what is left agrees
+def test_other_units(parts):
+    """One label in meV among eV, or all times a thousand, without and with what tells; a blank is none.
 
-
-def test_a_label_in_another_unit(parts):
-    """One in meV among eV, all times a thousand, without and with what tells otherwise; a blank is none."""
+    Two units alone tell nothing. Cells of half the size are one finding.
+    """
     more = dict.fromkeys([TOTAL, CELL_TOTAL, CELL_MOMENT, MASS_MOMENT], np.nan)
     for base in (parts.frame, parts.frame.assign(**more)):
         for column in (ENERGY, MOMENT):
             for row in (base[column].idxmax(), base[ENERGY].idxmin()):
-                findings = found(
-                    parts, base.assign(**{column: base[column] * np.where(base.index == row, 1000, 1)})
-                )
+                factor = np.where(base.index == row, 1000, 1)
+                findings = found(parts, base.assign(**{column: base[column] * factor}))
                 assert findings[base.structure[row], column, MEDIAN] == pytest.approx(base[column][row])
                 assert {name for name, *_ in findings} == {base.structure[row]}
             findings = found(parts, base.assign(**{column: base[column] * 1000}))
             assert "each times 0.001" in [findings[key] for key in findings if key[2] == MEDIAN]
     base.loc[3, [ENERGY, MOMENT]] = np.nan
     assert not found(parts, base)
-
-
-def test_two_units_alone_tell_nothing_and_cells_of_half_the_size_are_one_finding(parts):
     frame = parts.frame.assign(**{MASS_MOMENT: np.nan})
     frame.loc[12, MOMENT] *= 1.5
     (key,), (told,) = zip(*found(parts, frame).items())
@@ -121,8 +110,10 @@ def test_exchanged_volumes(parts):
     assert [one[-1] for one in findings if one[1] != VOLUME] == ["EF_bcc"]
 
 
-def test_faulty_poscars(tmp_path):
+def test_faulty_poscars(tmp_path, parts):
     """Two exchanged, one of another alloy, one that is none; the volumes of the exchanged ones are right."""
+    run("beyond/check.py", "--data-dir", parts.folder, "--table-dir", tmp_path)
+    assert pd.read_csv(tmp_path / "Database_findings.csv").empty
     alloys = small_alloys()
     for phase, repeat in (("fcc", (2, 2, 1)), ("bcc", 2)):
         alloys["Fe4Ni12", phase] = random_alloy(phase, {"Fe": 4, "Ni": 12}, 1, repeat)
@@ -133,7 +124,8 @@ def test_faulty_poscars(tmp_path):
     paths = fcc, bcc, other, broken = [folder / "POSCARS" / frame.structures[i] for i in (44, 45, 3, 4)]
     for path, text in zip(paths, (bcc.read_text(), fcc.read_text(), fcc.read_text(), "nothing")):
         path.write_text(text)
-    table, printed = written(folder, tmp_path / "out")
+    printed = run("beyond/check.py", "--data-dir", folder, "--table-dir", tmp_path).out
+    table = pd.read_csv(tmp_path / "Database_findings.csv")
     told = table.set_index(["structure", "column"]).would_be
     assert told[fcc.name, "structures"] == bcc.name and told[:, VOLUME].isna().all()
     assert (told[fcc.name, "phase"], told[bcc.name, "phase"]) == ("bcc", "fcc")
@@ -141,7 +133,8 @@ def test_faulty_poscars(tmp_path):
     assert faulty == {other.name, broken.name} and f"'{TOTAL}': no number in 46 of 46 rows" in printed
 
 
-def test_an_alloy_under_two_names(parts):
+def test_the_others_tell(parts, monkeypatch):
+    """An alloy under two names; the expansion of the others is a fit without the row."""
     amounts = Composition(parts.frame.formula[5]).get_el_amt_dict().items()
     twin = "".join(f"{element}{2 * n:g}" for element, n in reversed(amounts))
     row = parts.frame.iloc[[5]].assign(structure="twin", formula=twin)
@@ -149,8 +142,6 @@ def test_an_alloy_under_two_names(parts):
     findings = check.check(frame, parts.occupation[rows], parts.targets, parts.system)
     assert [(one[0], one[3]) for one in findings] == [("twin", f"the same alloy, {frame.structure[5]}")]
 
-
-def test_the_expansion_of_the_others_is_a_fit_without_the_row(parts, monkeypatch):
     monkeypatch.setattr(check, "compare", lambda frame, column, against, others, apart: others)
     frame, inputs = parts.frame.copy(), parts.occupation
     frame.loc[7, [ENERGY, MOMENT]] = np.nan
@@ -174,7 +165,8 @@ FAR = ["NiMn_sqsfcc", "Fe3Cr_sqsfcc", "FeCr2Mn_sqsfcc", "Fe12Ni12Co12Mn28_sqsbcc
 
 @needs_study
 def test_study(tmp_path):
-    table, _ = written(STUDY, tmp_path)
+    run("beyond/check.py", "--data-dir", STUDY, "--table-dir", tmp_path)
+    table = pd.read_csv(tmp_path / "Database_findings.csv")
     moved = table[table.column == "phase"]
     assert moved.structure.str[-3:].value_counts().to_dict() == {"bcc": 95, "fcc": 22}
     table = table.drop(moved.index).assign(would_be=pd.to_numeric(table.would_be, errors="coerce"))

@@ -79,9 +79,14 @@ def test_intervals_are_those_of_the_split_and_the_question(monkeypatch):
 @pytest.mark.parametrize("phase_input", ["named", "found"])
 def test_a_method_reads_nothing_of_the_test_cells(small_data, monkeypatch, phase_input):
     """Neither labels nor, of a phase not asked for, what was found. Peers predict better than the mean."""
-    for script in (compare_methods.main_scratch, compare_methods.main_transfer):
-        monkeypatch.setattr(script, "EPOCHS", 2)
-    monkeypatch.setattr(compare_methods.main_transfer, "SOURCE_EPOCHS", 2)
+    networks, transfer = compare_methods.NETWORKS, compare_methods.main_transfer
+    methods = {"named": (*networks, *compare_methods.PEERS), "found": ("scratch", "tl", "gp", "ard", "svr")}
+    small = [(compare_methods.main_scratch, "EPOCHS", 2), (transfer, "EPOCHS", 2), (transfer, "AUGMENT", 20)]
+    small += [(transfer, "SOURCE_EPOCHS", 2), (compare_methods.generate, "STEPS", 7)]
+    for where, name, value in small:
+        monkeypatch.setattr(where, name, value)
+    search, grid = compare_methods.GridSearchCV, {"C": [1, 10], "gamma": [0.01, 0.1]}
+    monkeypatch.setattr(compare_methods, "GridSearchCV", lambda model, _, **more: search(model, grid, **more))
     cfg = settings.read(vars(compare_methods), SMALL, **compare_methods.KINDS)
     vars(cfg).update(DATA_DIR=small_data, TABLE_DIR=small_data, TARGET="Ms", PHASE_INPUT=phase_input)
     data = common.load_data(cfg, "lattice")
@@ -89,13 +94,14 @@ def test_a_method_reads_nothing_of_the_test_cells(small_data, monkeypatch, phase
     test, mean = split.test, data.targets[split.train].mean()
     hidden = data._replace(targets=data.targets.copy(), phase_fractions=data.phase_fractions.copy())
     hidden.targets[test], hidden.phase_fractions[test] = 1e3, 1 / 3
-    for method in (*compare_methods.NETWORKS, *compare_methods.PEERS):
-        rule = "validation" if method in compare_methods.NETWORKS else HONEST
+    for method in methods[phase_input]:
+        rule = "validation" if method in networks else HONEST
         piece = dict(zip(KEYS, ("4+5", "Ms", 100.0, phase_input, method, rule)))
-        both = [compare_methods.answers(piece, one, [split], cfg)[phase_input][0] for one in (data, hidden)]
-        np.testing.assert_array_equal(both[0][0][:, test], both[1][0][:, test], method)
+        both = [compare_methods.answers(piece, one, [split], cfg) for one in (data, hidden)]
+        seen, blind = (one[phase_input][0][0] for one in both)
+        np.testing.assert_array_equal(seen[:, test], blind[:, test], method)
         if rule == HONEST and method != "ard":  # which has more columns than rows here
-            error = compare_methods.figures(data, test, both[0][0], None)["RMSE"]
+            error = compare_methods.figures(data, test, seen, None)["RMSE"]
             assert error**2 < 0.7 * ((mean - data.targets[test]) ** 2).mean(), method
     with pytest.raises(ValueError, match="not known before"):
         compare_methods.ce(data._replace(cells="given"), split, HONEST)
@@ -113,36 +119,37 @@ def test_gaussian_processes(monkeypatch):
     assert compare_methods.gp_close_packed(data, None, "").tolist() == [[7, 0.3, 0.2, 0.7]]
 
 
-def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path):
-    def compare(folder, *more):
-        flags = ["--data-dir", small_data, "--results-dir", folder, *SMALL, "--methods", "gp", "ce", *more]
-        run("studies/compare_methods.py", *flags, "--jobs", "1")
-        return pd.read_csv(folder / "comparison.csv").drop(columns="seconds")
+def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path, monkeypatch):
+    """Without structures what reads clusters is left out, by name; without Dask a line says so."""
+    distributed = pytest.importorskip("distributed")
+    (tmp_path / "alone").mkdir()
+    shutil.copy(small_data / "Database.csv", tmp_path / "alone")
+    flags = ["--data-dir", small_data, "--jobs", 1, *SMALL]
 
-    here = compare(tmp_path / "here")
+    def compare(folder, *more, status=0):
+        out = ["--results-dir", tmp_path / folder]
+        printed = run("studies/compare_methods.py", *flags, *out, *more, status=status)
+        frame = None if status else pd.read_csv(tmp_path / folder / "comparison.csv").drop(columns="seconds")
+        return frame, printed.out + printed.err
+
+    here, _ = compare("here", "--methods", "gp", "ce")
     assert {*zip(here.method, here.rule)} == {("gp", HONEST), ("ce", HONEST), ("ce", "reference")}
     assert here.split.tolist() == [0, 1] * 3
     parts = sorted((tmp_path / "here" / "parts").iterdir())  # made again is what is missing, and no other
     times = {part: part.stat().st_mtime_ns for part in parts}
     parts[0].unlink()
-    pd.testing.assert_frame_equal(compare(tmp_path / "here"), here)
+    pd.testing.assert_frame_equal(compare("here", "--methods", "gp", "ce")[0], here)
     assert [part for part in parts if part.stat().st_mtime_ns != times[part]] == parts[:1]
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        there = compare(tmp_path / "there", "--scheduler", cluster.scheduler_address)
+    # Over the network, though in this process.
+    local = {"processes": False, "protocol": "tcp://", "dashboard_address": None}
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, **local) as cluster:
+        there, _ = compare("there", "--methods", "gp", "ce", "--scheduler", cluster.scheduler_address)
     pd.testing.assert_frame_equal(there, here, rtol=1e-4)
 
-
-def test_what_is_not_there(small_data, tmp_path, monkeypatch):
-    """Without structures what reads clusters is left out, by name; without Dask a line says so."""
-    (tmp_path / "data").mkdir()
-    shutil.copy(small_data / "Database.csv", tmp_path / "data")
-    flags = ["studies/compare_methods.py", "--data-dir", tmp_path / "data", "--results-dir", tmp_path, *SMALL]
-    printed = run(*flags, "--jobs", "1", "--methods", "gp", "tl", "ce").out
-    assert "without clusters left out: TL, CE alone" in printed
-    assert {*pd.read_csv(tmp_path / "comparison.csv").method} == {"gp"}
-    assert "expected a method" in run(*flags, "--methods", "tl", status=2).err
+    alone = "--data-dir", tmp_path / "alone"
+    frame, printed = compare("alone", *alone, "--methods", "gp", "tl", "ce")
+    assert "without clusters left out: TL, CE alone" in printed and {*frame.method} == {"gp"}
+    assert "expected a method" in compare("alone", *alone, "--methods", "tl", status=2)[1]
     monkeypatch.setattr("joblib._dask.distributed", None)
-    printed = run(*flags, "--methods", "svr", "--scheduler", "tcp://localhost:1", status=2).err
-    assert "install dask" in printed and len(printed.splitlines()) == 1
+    _, printed = compare("alone", "--methods", "svr", "--scheduler", "tcp://localhost:1", status=2)
+    assert "install dask" in printed

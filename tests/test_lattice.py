@@ -150,21 +150,18 @@ CRYSTALS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("structure, expected", CRYSTALS)
-def test_structure_types_of_crystals(structure, expected):
-    assert fractions(structure) == pytest.approx(expected)
-    assert fractions(displaced(structure, 0.05)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("size, seed", [(0.3, 3), (0.4, 1), (0.5, 2)])
-def test_structure_types_beside_ovito(size, seed):
-    """Atoms that OVITO 3.17.2's adaptive common neighbour analysis finds of each, in distorted crystals."""
+def test_structure_types():
+    """Of crystals; in distorted ones as many as OVITO 3.17.2's adaptive common neighbour analysis finds."""
+    for structure, expected in CRYSTALS:
+        for one in (structure, displaced(structure, 0.05)):
+            assert fractions(one) == pytest.approx(expected)
     turn = 3.7 * Rotation.random(rng=np.random.default_rng(1)).as_matrix()  # and another unit
     crystals = ideal("fcc", ["Fe"], 4), ideal("bcc", ["Fe"], 5, a=2.9), stacked("ABACABAC")
-    for structure, expected in zip(crystals, OVITO[size]):
-        _, positions = lattice.neighbours(displaced(structure, size, seed), "fcc")
-        assert lattice.structure_types(positions).sum(0).tolist() == expected
-        assert lattice.structure_types(positions @ turn).sum(0).tolist() == expected
+    for (size, numbers), seed in zip(OVITO.items(), (3, 1, 2)):
+        for structure, expected in zip(crystals, numbers):
+            _, positions = lattice.neighbours(displaced(structure, size, seed), "fcc")
+            assert lattice.structure_types(positions).sum(0).tolist() == expected
+            assert lattice.structure_types(positions @ turn).sum(0).tolist() == expected
 
 
 @phases
@@ -194,7 +191,12 @@ def test_what_relaxation_does_is_undone(phase, name, seed):
 
 
 @phases
-def test_displacements_are_of_one_atom_against_all(phase):
+def test_sites_and_displacements(phase):
+    """Nearest sites, against a search through all around; displacements are of one atom against all."""
+    points = np.random.default_rng(0).uniform(-1, 1, (500, 3))
+    grid = np.mgrid[-5:6, -5:6, -5:6].reshape(3, -1).T @ PRIMITIVE[phase]
+    nearest = grid[np.linalg.norm(points[:, None] - grid, axis=2).argmin(1)]
+    np.testing.assert_array_equal(lattice.nearest_sites(points, phase), nearest)
     structure = crystal(phase, "36").translate_sites([3], [0, 0.35, 0], frac_coords=False)
     assert map_to_lattice(structure, phase)[1:] == pytest.approx((2 * 0.1 * 35 / 36**2, 0.1 * 35 / 36))
 
@@ -247,10 +249,7 @@ def test_cells_that_cannot_be_put_back(phase):
             map_to_lattice(wrong, phase, known)
     for stretch in (1.45, 1 / 1.45):
         map_to_lattice(crystal(phase, "two", [1, stretch, 1]), phase, known)
-
-
-def test_two_supercells_that_fit():
-    """An atom in an fcc cell, once bcc: along which axis it was stretched is not to be seen."""
+    # An atom in an fcc cell, once bcc: along which axis it was stretched is not to be seen.
     known = [ideal_supercell(crystal("fcc", "one", np.roll([1, 1, 2**-0.5], i)), "bcc") for i in range(3)]
     assert len(set(known)) > 1 and None not in known
     with pytest.raises(InputError, match="two supercells of bcc"):
@@ -258,32 +257,16 @@ def test_two_supercells_that_fit():
     assert map_to_lattice(crystal("fcc", "one"), "bcc", known[:1])[1] == pytest.approx(0, abs=1e-12)
 
 
-@phases
-def test_nearest_sites(phase):
-    """Against a search through all lattice points around."""
-    points = np.random.default_rng(0).uniform(-1, 1, (500, 3))
-    grid = np.mgrid[-5:6, -5:6, -5:6].reshape(3, -1).T @ PRIMITIVE[phase]
-    nearest = grid[np.linalg.norm(points[:, None] - grid, axis=2).argmin(1)]
-    np.testing.assert_array_equal(lattice.nearest_sites(points, phase), nearest)
-
-
 @needs_study
 def test_the_study():
-    """How many of its cells left their lattice, and that all go back to it, onto the sites that are best."""
-    data = pd.read_csv(STUDY / "Database.csv", usecols=["structures", "phase"])
+    """Every third of its cells goes back to its lattice, onto the sites that are best."""
+    data = pd.read_csv(STUDY / "Database.csv", usecols=["structures", "phase"])[::3]
     data["cell"] = [lattice.read_poscar(STUDY / "POSCARS" / name) for name in data.structures]
-    data["found"] = [STRUCTURE_TYPES[fractions(one).argmax()] for one in data.cell]
-    data["many"] = [len(one.composition) >= 4 for one in data.cell]
-    for rows, expected in ((data, [81, 60, 31, 4, 21, 166, 1]), (data[data.many], [32, 22, 14, 2, 82])):
-        assert (
-            rows.groupby(["phase", "found"]).size().tolist() == expected
-        )  # bcc named bcc, fcc named bcc ...
+    data["hcp"] = [fractions(one).argmax() == 2 for one in data.cell]
     for phase, rows in data.groupby("phase"):
         known = {ideal_supercell(one, phase) for one in rows.cell} - {None}
         for i, structure in rows.cell.items():
             image, data.loc[i, "mean"], data.loc[i, "largest"] = map_to_lattice(structure, phase, known)
-            first = [np.sort(lattice.neighbours(one, phase)[0][:, :8]) for one in (image, structure)]
-            data.loc[i, "changed"] = (first[0] != first[1]).any()
             if len(structure) <= 36:  # no other way of giving each atom a site of its own moves them less
                 off = structure.frac_coords[:, None] - image.frac_coords
                 off -= np.diagonal(off, axis1=0, axis2=1).mean(1)
@@ -291,6 +274,5 @@ def test_the_study():
                 squares = (np.linalg.norm(steps @ image.lattice.matrix, axis=3) ** 2).min(2)
                 assert linear_sum_assignment(squares)[1].tolist() == [*range(len(off))], rows.structures[i]
     assert data.groupby("phase")["mean"].mean().round(2).to_dict() == {"bcc": 0.05, "fcc": 0.02}
-    assert data["mean"][(data.phase == "bcc") & (data.found == "hcp")].between(0.085, 0.14).all()
-    assert round(data.largest.max(), 2) == 0.27
-    assert 100 * data.changed[data.phase == "bcc"].mean() == pytest.approx(69, abs=0.5)
+    assert data["mean"][(data.phase == "bcc") & data.hcp].between(0.085, 0.14).all()
+    assert data.hcp.sum() > 9 and data.largest.max() < 0.28

@@ -1,39 +1,43 @@
 """beyond/map_ternary.py: what its maps show, by a made-up model and by hand."""
 
 import json
-from types import SimpleNamespace
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run
 
 import common
 from beyond import map_ternary, predict
 from settings import InputError
 
-ELEMENTS = ("Ni", "Fe", "Cr")
-PHASES = ["fcc", "bcc", "hcp"]
+ELEMENTS, PHASES = ("Ni", "Fe", "Cr"), ["fcc", "bcc", "hcp"]
+SAVED = {
+    "elements": ELEMENTS, "phases": PHASES[:2], "target": "Ef", "method": "scratch", "run": "made_up",
+    "phase_input": "named", "title": "Made up", "data": "HEA_data", "system": common.System(ELEMENTS, ()),
+    "unseen": [["Ni", "Cr"]], "n_components": [1, 2, 3], "least": torch.full((7,), -9.0),
+    "greatest": torch.full((7,), 99.0),
+}  # fmt: skip
 
 
 @pytest.fixture
-def model(monkeypatch, tmp_path):
-    """A checkpoint that predicts what a test puts into `model.predict`."""
-    saved = {
-        "elements": ELEMENTS,
-        "phases": PHASES[:2],
-        "target": "Ef",
-        "method": "scratch",
-        "run": "made_up",
-    }
-    saved |= {"phase_input": "named", "title": "Made up", "data": "HEA_data", "path": tmp_path / "model.pt"}
-    saved |= {"system": common.System(ELEMENTS, ()), "unseen": [["Ni", "Cr"]], "n_components": [1, 2, 3]}
-    saved |= {"least": torch.full((7,), -9.0), "greatest": torch.full((7,), 99.0)}
-    saved["path"].write_text("a checkpoint")
-    made = SimpleNamespace(saved=saved, predict=networks(2))
-    monkeypatch.setattr(predict, "load_checkpoint", lambda path: (made.predict, saved))
-    return made
+def draw(monkeypatch, tmp_path, pictures):
+    """Function (what predicts, the checkpoint, flags) -> what the picture says, the table, the settings."""
+    monkeypatch.setattr(map_ternary, "STEPS", 20)
+    (tmp_path / "model.pt").write_text("a checkpoint")
+
+    def run(predict_alloys, saved, *flags):
+        saved = saved | {"path": tmp_path / "model.pt"}
+        monkeypatch.setattr(predict, "load_checkpoint", lambda path: (predict_alloys, saved))
+        monkeypatch.setattr(sys, "argv", ["map_ternary.py", "--results-dir", str(tmp_path / "out"), *flags])
+        before = {*tmp_path.glob("out/*")}
+        map_ternary.main()
+        (folder,) = {*tmp_path.glob("out/*")} - before
+        used = json.loads((folder / "settings.json").read_text())["settings"]
+        return pictures[f"{folder.name}/map.png"], pd.read_csv(folder / "map.csv"), used
+
+    return run
 
 
 def networks(n):
@@ -54,50 +58,38 @@ def process(fractions, names, clusters):
     return np.zeros((1, len(fractions))), columns
 
 
-def drawn(tmp_path, *flags):
-    """The run's folder, its table, and what was printed."""
-    printed = run("beyond/map_ternary.py", "--results-dir", tmp_path / "out", *flags).out
-    folder = tmp_path / "out" / printed.split("written to ")[1].split(":")[0].split("/")[-1]
-    assert (folder / "map.png").stat().st_size > 20_000 and "could not be drawn" not in printed
-    return folder, pd.read_csv(folder / "map.csv"), printed
-
-
-def test_a_process_answers_for_the_phase_asked_for(model, tmp_path, pictures):
+def test_a_process_answers_for_the_phase_asked_for(draw):
     """Not for the lattice in the name; an hcp that it knows is drawn, too; no hull of a magnetisation."""
-    model.predict = process
-    model.saved |= {"method": "phase_gp", "phases": PHASES, "target": "Ms"}
-    folder, table, _ = drawn(tmp_path, "--corners", "Ni", "Fe", "Cr")
+    saved = SAVED | {"method": "phase_gp", "phases": PHASES, "target": "Ms"}
+    said, table, _ = draw(process, saved, "--corners", *ELEMENTS)
     for i, phase in enumerate(PHASES):
         np.testing.assert_allclose(table[phase], table.Ni + i)
     np.testing.assert_allclose(table.difference, table.Fe - 0.5)
     np.testing.assert_allclose(table.half_width, 0.2)
-    said = pictures[f"{folder.name}/map.png"]
     assert "phase of the cell" in said and "\nhcp\n" in said and "hull" not in said
     assert "the interval of the difference holds zero" in said and "magnetisation (μB/atom)" in said
 
 
-def test_networks_differ_by_their_spread(model, tmp_path, pictures):
-    folder, table, printed = drawn(tmp_path, "--corners", "Ni", "Fe", "Cr")
+def test_networks_differ_by_their_spread(draw):
+    """One network has none; with a rest, or with corners of several elements, there is no hull."""
+    said, table, _ = draw(networks(2), SAVED, "--corners", *ELEMENTS)
     np.testing.assert_allclose(table.difference, 0.105 - table.Ni, atol=1e-12)
     np.testing.assert_allclose(table.half_width, 0.01, atol=1e-12)
     assert (table.outside == ((table.Ni > 0) & (table.Cr > 0))).all()
-    said = pictures[f"{folder.name}/map.png"]
-    assert "lattice in the name" in said and "outside of what was trained on" in said
-    assert "the interval of the difference holds zero" in said and "no difference" in said
-    assert "distance to the convex hull" in said and "convex hull: up to" in printed
-
-    model.predict = networks(1)
-    model.saved["unseen"] = []
-    again, table, printed = drawn(tmp_path, "--corners", "FeNi", "Ni", "Cr", "--rest", "Fe", "--share", "0.2")
-    said = pictures[f"{again.name}/map.png"]
-    assert table.half_width.isna().all() and "interval" not in said and "outside" not in said
-    assert "no convex hull" in printed and "hull" not in said and "with 20% Fe" in said
-    assert json.loads((again / "settings.json").read_text())["settings"]["SHARE"] == 0.2
+    for expected in ("lattice in the name", "outside of what was trained on", "distance to the convex hull",
+                     "the interval of the difference holds zero", "no difference"):  # fmt: skip
+        assert expected in said
+    found = SAVED | {"unseen": [], "phase_input": "found"}
+    flags = "--rest", "Fe", "--share", "0.2"
+    said, table, used = draw(networks(1), found, "--corners", "FeNi", "Ni", "Cr", *flags)
+    assert table.half_width.isna().all() and used["SHARE"] == 0.2 and "with 20% Fe" in said
+    assert not any(word in said for word in ("interval", "outside", "hull")) and "phase of the cell" in said
     np.testing.assert_allclose(table.fcc, -0.1 * (0.2 + 0.4 * table.FeNi))
 
 
-def test_distance_to_the_convex_hull():
+def test_distance_to_the_convex_hull(monkeypatch):
     """By hand: one alloy at -0.1 eV/atom, half Fe, half Ni; for pure elements no prediction counts."""
+    monkeypatch.setattr(map_ternary, "STEPS", 20)
     shares, fractions = map_ternary.section(["Fe", "Ni", "Cr"], None, 0, ELEMENTS)
     energies = np.where(shares.max(1) == 1, -5, 0.0)
     energies[(shares == [0.5, 0.5, 0]).all(1)] = -0.1
@@ -107,10 +99,13 @@ def test_distance_to_the_convex_hull():
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
-def test_what_cannot_be_mapped_is_said_in_a_line(model, tmp_path):
-    for flags, fault in (("--corners Ni Fe", "three formulas"), ("--rest Fex", "a formula")):
-        assert fault in run("beyond/map_ternary.py", *flags.split(), status=2).err
+def test_what_cannot_be_mapped(draw):
+    for bad in ("Fe Ni", "Fe Ni Ni", "Fe Ni X1"):
+        with pytest.raises(ValueError, match="three formulas"):
+            map_ternary.three_formulas(bad)
+    with pytest.raises(ValueError, match="a formula"):
+        map_ternary.one_formula("Fex")
     with pytest.raises(InputError, match="Pd"):
         map_ternary.section(["Fe", "Ni", "Cr"], "Pd", 0.1, ELEMENTS)
-    model.saved["phases"] = ["bcc"]
-    assert "seen bcc alone" in run("beyond/map_ternary.py", "--results-dir", tmp_path, status=2).err
+    with pytest.raises(InputError, match="seen bcc alone"):
+        draw(networks(1), SAVED | {"phases": ["bcc"]})

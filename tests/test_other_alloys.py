@@ -20,17 +20,6 @@ from settings import InputError
 pytestmark = needs_other
 
 
-def test_labels_are_those_of_the_sources(tmp_path):
-    """Numbers of alloys, mean and deviation as their README has them; elements mix with nothing."""
-    rows = pd.DataFrame(other_alloys.cunipdag(OTHER, tmp_path), columns=["name", "phase", "energy"])
-    n_elements = rows.name.map(lambda name: len(re.findall("[A-Z]", name)))
-    assert n_elements.value_counts().to_dict() == {4: 129, 3: 25, 1: 4, 2: 1} and {*rows.phase} == {"fcc"}
-    many = rows.energy[n_elements == 4]
-    assert many.mean() == pytest.approx(0.080, abs=5e-4) and many.std() == pytest.approx(0.058, abs=5e-4)
-    assert rows.energy[n_elements == 1].abs().max() < 1e-9
-    assert {path.name for path in (tmp_path / "POSCARS").iterdir()} == {*rows.name}
-
-
 def test_splits_leave_out_what_they_say(tmp_path):
     """Drawn labels are in no test set; a system left out gives no training row, and each is left out once."""
     data = other_alloys.load("quaternaries", OTHER, tmp_path)
@@ -60,13 +49,26 @@ def test_what_splits_share(monkeypatch):
 
 
 def test_a_handful_of_rows(tmp_path, monkeypatch):
-    """The whole command, on some rows of each."""
+    """The whole command, on some rows of each; all labels are those of the sources, as their README has them.
+
+    Numbers of alloys, mean and deviation; elements mix with nothing.
+    """
+    rows = pd.DataFrame(other_alloys.cunipdag(OTHER, tmp_path), columns=["name", "phase", "energy"])
+    n_elements = rows.name.map(lambda name: len(re.findall("[A-Z]", name)))
+    assert n_elements.value_counts().to_dict() == {4: 129, 3: 25, 1: 4, 2: 1} and {*rows.phase} == {"fcc"}
+    many = rows.energy[n_elements == 4]
+    assert many.mean() == pytest.approx(0.080, abs=5e-4) and many.std() == pytest.approx(0.058, abs=5e-4)
+    assert rows.energy[n_elements == 1].abs().max() < 1e-9
+    assert {path.name for path in (tmp_path / "POSCARS").iterdir()} == {*rows.name}
+
     monkeypatch.setattr(subprocess, "run", lambda words, check: run(words[1], *words[2:]))  # 5 s less
+    search, grid = compare_methods.GridSearchCV, {"C": [10], "gamma": [0.01, 0.1]}
+    monkeypatch.setattr(compare_methods, "GridSearchCV", lambda model, _, **more: search(model, grid, **more))
     energies = pd.read_csv(OTHER / "CuNiPdAg_properties.csv", index_col=0)
     energies.iloc[::3].to_csv(tmp_path / "CuNiPdAg_properties.csv")
     shutil.copy(OTHER / "CuNiPdAg_structures.json", tmp_path)
-    rows = json.loads((OTHER / "quaternary_fcc_bcc.json").read_text("utf-8"))
-    (tmp_path / "quaternary_fcc_bcc.json").write_text(json.dumps(rows[:200]), "utf-8")
+    entries = json.loads((OTHER / "quaternary_fcc_bcc.json").read_text("utf-8"))
+    (tmp_path / "quaternary_fcc_bcc.json").write_text(json.dumps(entries[:200]), "utf-8")
     flags = ["--data-dir", tmp_path, "--results-dir", tmp_path, "--splits", "0-1", "--percents", "100"]
     flags += ["--labels", "80", "--methods", "ce", "svr", "phase_gp", "--jobs", "1"]
     assert "without clusters left out: CE alone" in run("studies/other_alloys.py", *flags).out

@@ -1,5 +1,6 @@
 """Occupation probabilities: counts known by hand, invariances, the values of the method's tables."""
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,16 +28,6 @@ def occupation(structure, phase, tmp_path, system=PAPER):
     return dict(zip(common.cluster_columns(system, *BLOCKS), values[0]))
 
 
-def test_columns():
-    """201, none for an excluded pair: -1, at which counting ends in an error; never another pair's column."""
-    sizes = [len(common.cluster_columns(PAPER, block)) for block in BLOCKS]
-    assert sizes == [6, 20, 50, 105, 20]
-    triplets = common.cluster_columns(PAPER, "triplets")
-    assert triplets[:3] == ["triplet Fe-Fe-Fe", "triplet Fe-Fe-Ni", "triplet Fe-Fe-Co"]
-    system = System(("Fe", "Mn", "Pd"), (frozenset(("Mn", "Pd")),))
-    assert structure_stat.column_of(system, "pairs").tolist() == [[0, 1, 2], [1, 3, -1], [2, -1, 4]]
-
-
 L12 = {  # Ni3Fe: every Fe has 12 Ni; triangles are Ni3 or FeNi2, tetrahedra FeNi3
     "Fe": 1 / 4, "Ni": 3 / 4, "pair Fe-Ni": 1 / 2, "pair Ni-Ni": 1 / 2, "triplet Fe-Ni-Ni": 3 / 4,
     "triplet Ni-Ni-Ni": 1 / 4, "quadruplet Fe-Ni-Ni-Ni": 1, "second pair Fe-Fe": 1 / 4,
@@ -56,8 +47,16 @@ def test_ordered_by_hand(tmp_path, phase, expected):
         assert found == pytest.approx({column: expected.get(column, 0) for column in found}, abs=1e-12)
 
 
-def test_order_by_hand():
-    """L1_2 Ni3Fe: no Fe beside Fe, 12 Ni; in the second shell Fe sees Fe alone. At random all is 0."""
+def test_random_and_order_by_hand():
+    """L1_2 Ni3Fe: no Fe beside Fe, 12 Ni; in the second shell Fe sees Fe alone. At random all is 0.
+
+    A quarter of the pairs of Fe0.5Ni0.3Co0.2 is Fe-Fe; of unlike members each order counts.
+    """
+    system = System(("Fe", "Ni", "Co"), ())
+    found = structure_stat.at_random(system, np.array([[0.5, 0.3, 0.2]]), [*BLOCKS])[0]
+    found = pd.Series(found, common.cluster_columns(system, *BLOCKS))
+    some = found[["pair Fe-Fe", "pair Fe-Ni", "triplet Fe-Ni-Co", "quadruplet Fe-Fe-Ni-Ni"]]
+    assert some.tolist() == pytest.approx([0.25, 0.3, 0.18, 0.135])
     fractions, columns = np.array([[0.25, 0.75], [0.5, 0.5], [1, 0]]), common.cluster_columns(FE_NI, *BLOCKS)
     random = pd.DataFrame(structure_stat.at_random(FE_NI, fractions, [*BLOCKS]), columns=columns)
     clusters = pd.concat([pd.DataFrame([L12], columns=columns).fillna(0), random[1:]], ignore_index=True)
@@ -69,15 +68,6 @@ def test_order_by_hand():
     excess = structure_stat.order_of(FE_NI, fractions, clusters)
     np.testing.assert_allclose(excess[0], [-1 / 16, 1 / 8, -1 / 16, 3 / 16, -3 / 8, 3 / 16])
     assert (excess[1:] == 0).all() and not structure_stat.order_of(FE_NI, fractions, None).any()
-
-
-def test_random_alloys_by_hand():
-    """A quarter of the pairs of Fe0.5Ni0.3Co0.2 is Fe-Fe; of unlike members each order counts."""
-    system = System(("Fe", "Ni", "Co"), ())
-    found = structure_stat.at_random(system, np.array([[0.5, 0.3, 0.2]]), [*BLOCKS])[0]
-    found = pd.Series(found, common.cluster_columns(system, *BLOCKS))
-    some = found[["pair Fe-Fe", "pair Fe-Ni", "triplet Fe-Ni-Co", "quadruplet Fe-Fe-Ni-Ni"]]
-    assert some.tolist() == pytest.approx([0.25, 0.3, 0.18, 0.135])
 
 
 ALLOYS = {"fcc": {"Fe": 8, "Ni": 8, "Co": 10, "Pd": 6}, "bcc": {"Fe": 4, "Ni": 4, "Cr": 5, "Mn": 3}}
@@ -104,11 +94,14 @@ def test_invariances(phase, tmp_path):
 
 @needs_study
 def test_the_published_tables(study_tables):
+    """Published values; an excluded pair has no column, -1, nor another pair's; what cells became."""
+    sizes = [len(common.cluster_columns(PAPER, block)) for block in BLOCKS]
+    assert sizes == [6, 20, 50, 105, 20]
+    system = System(("Fe", "Mn", "Pd"), (frozenset(("Mn", "Pd")),))
+    assert structure_stat.column_of(system, "pairs").tolist() == [[0, 1, 2], [1, 3, -1], [2, -1, 4]]
     tables = {phase: pd.read_csv(study_tables / f"{phase}_train.csv") for phase in ("fcc", "bcc")}
     assert [len(table) for table in tables.values()] == [188, 176]
     table = pd.concat(tables).set_index("structure")
-    for block in BLOCKS:
-        np.testing.assert_allclose(table[common.cluster_columns(PAPER, block)].sum(axis=1), 1, atol=1e-12)
     fractions = common.mole_fractions([name.split("_")[0] for name in table.index], PAPER.elements)
     np.testing.assert_allclose(table[[*PAPER.elements]], fractions, atol=1e-12)
     blocks = {"p": "pair", "t": "triplet", "q": "quadruplet", "n": "second pair"}
@@ -124,41 +117,49 @@ def test_the_published_tables(study_tables):
         for kind, cluster, value in map(str.split, items.split(", ")):
             found = table.loc[structure, f"{blocks[kind]} {cluster}"]
             assert found == pytest.approx(float(value), abs=1e-8), (structure, kind, cluster)
-
-
-def tables(folder, displacement):
-    """Tables of displaced cells, as given and on the lattice; one is stretched from fcc to bcc."""
-    stretched, alloys = {"Fe16Ni16": 1, "Fe8Ni24": 2**-0.5, "Fe24Ni8": 1, "Fe6Ni10": 1}, {}
-    for seed, (formula, c) in enumerate(stretched.items()):
-        phase, counts = "bcc" if formula == "Fe6Ni10" else "fcc", Composition(formula).get_el_amt_dict()
-        cell = random_alloy(phase, counts, seed, displacement=displacement)
-        alloys[formula, phase] = Structure(cell.lattice.matrix * [1, 1, c], cell.species, cell.frac_coords)
-    run("structure_stat.py", "--data-dir", write_data(folder, alloys))
-    names = [[common.table_name(phase, cells) for phase in ("fcc", "bcc")] for cells in ("given", "lattice")]
-    return [pd.concat([pd.read_csv(folder / name) for name in both]) for both in names]
+    phases = pd.read_csv(study_tables / "phases.csv")
+    many = [len(Composition(name.split("_")[0])) >= 4 for name in phases.structure]
+    for rows, expected in ((phases, [81, 60, 31, 4, 21, 166, 1]), (phases[many], [32, 22, 14, 2, 82])):
+        assert rows.groupby(["phase", "became"]).size().tolist() == expected  # bcc in bcc, bcc in fcc ...
 
 
 def test_on_the_lattice_a_displaced_cell_counts_as_the_ideal_one(tmp_path, monkeypatch):
     """Even one whose supercell another tells. The shares stay those of the cell as given."""
-    still, still_ideal = tables(tmp_path / "still", 1e-6)
-    moved, ideal_cells = tables(tmp_path / "moved", 0.12)
+    stretched, values = {"Fe16Ni16": 1, "Fe8Ni24": 2**-0.5, "Fe24Ni8": 1, "Fe6Ni10": 1}, {}  # fcc to bcc
     clusters, shares = common.cluster_columns(FE_NI, *BLOCKS), structure_stat.SHARES
-    pd.testing.assert_frame_equal(ideal_cells[clusters], still_ideal[clusters], rtol=0, atol=1e-9)
+    monkeypatch.setattr(structure_stat, "CHUNK", 1)
+    for displacement in (1e-6, 0.12):
+        folder, alloys = tmp_path / f"{displacement}", {}
+        for seed, (formula, c) in enumerate(stretched.items()):
+            phase, counts = "bcc" if formula == "Fe6Ni10" else "fcc", Composition(formula).get_el_amt_dict()
+            cell = random_alloy(phase, counts, seed, displacement=displacement)
+            matrix = cell.lattice.matrix * [1, 1, c]
+            alloys[formula, phase] = Structure(matrix, cell.species, cell.frac_coords)
+        database, system = common.read_database(write_data(folder, alloys), ["Ef"])
+        for cells in ("given", "lattice"):
+            found = structure_stat.count_all(folder, database, system, on_lattice=cells == "lattice")
+            values[displacement, cells] = pd.DataFrame(found, columns=[*clusters, *shares])
+    still, ideal_cells = (values[one, "lattice"] for one in (1e-6, 0.12))
+    pd.testing.assert_frame_equal(ideal_cells[clusters], still[clusters], rtol=0, atol=1e-9)
+    moved = values[0.12, "given"]
     assert moved[shares].equals(ideal_cells[shares]) and still["share bcc"].tolist() == [0, 1, 0, 1]
     assert not np.allclose(moved[clusters], ideal_cells[clusters], atol=1e-3)
-    assert pd.read_csv(tmp_path / "still" / "phases.csv").became.tolist() == ["fcc", "bcc", "fcc", "bcc"]
-    order = pd.read_csv(tmp_path / "still" / "order_lattice.csv").iloc[:, 2:]
-    np.testing.assert_allclose(order, structure_stat.short_range_order(still_ideal, FE_NI), atol=1e-8)
-    alone = [tmp_path / "moved" / "POSCARS" / "Fe8Ni24_sqsfcc"], ["Fe8Ni24"], "fcc"
+    alone = [folder / "POSCARS" / "Fe8Ni24_sqsfcc"], ["Fe8Ni24"], "fcc"
     assert structure_stat.ideal_supercells(*alone) == set()
     _, (fault,) = structure_stat.count_structures(*alone, FE_NI, ())
     assert fault.startswith("Fe8Ni24_sqsfcc (cannot be put back on its lattice")
+    monkeypatch.setattr(structure_stat, "PARALLEL_FROM", 1)  # two at a time count as one after another does
+    with joblib.parallel_config("threading"):
+        found = structure_stat.count_all(folder, database, system, jobs=2, on_lattice=True)
+    np.testing.assert_allclose(found, ideal_cells, atol=1e-9)
 
-    database, system = common.read_database(tmp_path / "moved", ["Ef"])  # two processes count as one does
-    monkeypatch.setattr(structure_stat, "CHUNK", 1)
-    monkeypatch.setattr(structure_stat, "PARALLEL_FROM", 1)
-    values = structure_stat.count_all(tmp_path / "moved", database, system, jobs=2, on_lattice=True)
-    np.testing.assert_allclose(values, ideal_cells[[*clusters, *shares]], atol=1e-9)
+    folder = tmp_path / "1e-06"
+    run("structure_stat.py", "--data-dir", folder)
+    written = [pd.read_csv(folder / common.table_name(phase, "lattice")) for phase in ("fcc", "bcc")]
+    np.testing.assert_allclose(pd.concat(written)[[*clusters, *shares]], still, atol=1e-9)
+    assert pd.read_csv(folder / "phases.csv").became.tolist() == ["fcc", "bcc", "fcc", "bcc"]
+    order = pd.read_csv(folder / "order_lattice.csv").iloc[:, 2:]
+    np.testing.assert_allclose(order, structure_stat.short_range_order(still, FE_NI), atol=1e-8)
 
 
 FAULTS = {  # line of the POSCAR, what stands there then, what is said
@@ -170,21 +171,21 @@ FAULTS = {  # line of the POSCAR, what stands there then, what is said
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_of_poscars(tmp_path, fault):
+def test_faults_of_poscars(tmp_path):
     """All that have it are named."""
     alloys = {(f"Fe8{e}24", "fcc"): ideal("fcc", ["Fe", e, e, e], 2) for e in ("Ni", "Co")}
-    database, system = common.read_database(write_data(tmp_path / "data", alloys), ["Ef"])
-    where, change, expected = FAULTS[fault]
-    for path in (tmp_path / "data" / "POSCARS").iterdir():
-        lines = path.read_text().splitlines()
-        path.unlink()
-        if change:
-            lines[where] = change(lines)
-            path.write_text("\n".join(lines))
-    with pytest.raises(InputError) as error:
-        structure_stat.count_all(tmp_path / "data", database, system)
-    assert all(one in str(error.value) for one in ("Fe8Ni24_sqsfcc", "Fe8Co24_sqsfcc", expected))
+    for fault, (where, change, expected) in FAULTS.items():
+        folder = write_data(tmp_path / fault, alloys)
+        database, system = common.read_database(folder, ["Ef"])
+        for path in (folder / "POSCARS").iterdir():
+            lines = path.read_text().splitlines()
+            path.unlink()
+            if change:
+                lines[where] = change(lines)
+                path.write_text("\n".join(lines))
+        with pytest.raises(InputError) as error:
+            structure_stat.count_all(folder, database, system)
+        assert all(one in str(error.value) for one in ("Fe8Ni24_sqsfcc", "Fe8Co24_sqsfcc", expected))
 
 
 def test_the_picture_holds_each_cell():
