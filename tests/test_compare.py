@@ -80,7 +80,7 @@ def test_intervals_are_those_of_the_split_and_the_question(monkeypatch):
 def test_a_method_reads_nothing_of_the_test_cells(small_data, monkeypatch, phase_input):
     """Neither labels nor, of a phase not asked for, what was found. Peers predict better than the mean."""
     networks, transfer = compare_methods.NETWORKS, compare_methods.main_transfer
-    methods = {"named": (*networks, *compare_methods.PEERS), "found": ("scratch", "tl", "gp", "ard", "svr")}
+    methods = {"named": ("scratch", "da", "tl_tuned", *compare_methods.PEERS), "found": ("tl", "gp", "svr")}
     small = [(compare_methods.main_scratch, "EPOCHS", 2), (transfer, "EPOCHS", 2), (transfer, "AUGMENT", 20)]
     small += [(transfer, "SOURCE_EPOCHS", 2), (compare_methods.generate, "STEPS", 7)]
     for where, name, value in small:

@@ -217,20 +217,6 @@ def test_bain(phase, other, to):
     np.testing.assert_array_equal(topology(image, phase), topology(structure, phase))
 
 
-def test_burgers():
-    """bcc to hcp: (110) planes shuffled by a sqrt(2)/12 each, on top of a strain."""
-    cells = []
-    for b, c, y in ((2, 2, 0), (3, 8 / 3, 1 / 6)):
-        sites = [[0, 0, 0], [0.5, 0.5, 0], [0, 0.5 - y, 0.5], [0.5, -y, 0.5]]
-        box = Lattice.orthorhombic(2.9, 2.9 * b**0.5, 2.9 * c**0.5)
-        cells.append(Structure(box, ["Fe", "Ni", "Co", "Cr"], sites).make_supercell([3, 2, 2]))
-    bcc, hcp = cells
-    assert fractions(bcc).tolist() == [0, 1, 0, 0] and fractions(hcp).tolist() == [0, 0, 1, 0]
-    image, *displacements = map_to_lattice(hcp, "bcc", [ideal_supercell(bcc, "bcc")])
-    assert displacements == pytest.approx([2**0.5 / 12] * 2)
-    np.testing.assert_array_equal(topology(image, "bcc"), topology(bcc, "bcc"))
-
-
 @phases
 def test_cells_that_cannot_be_put_back(phase):
     cube, site = crystal(phase, "64"), PRIMITIVE[phase][0] * 3.5 / 2

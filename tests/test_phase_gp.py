@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ELEMENTS, run
+from conftest import ELEMENTS, ideal, run
+from pymatgen.io.vasp.inputs import Poscar
 from scipy.optimize import approx_fprime, minimize
 from sklearn.gaussian_process.kernels import RBF, Matern
 
@@ -136,13 +137,21 @@ def test_no_label_and_no_relaxation_of_what_is_predicted_is_read(small_data, cap
 
 
 def test_as_a_script(small_data, tmp_path):
+    """What beyond/predict.py says of the database is what the run wrote; of order, phases and hcp besides."""
     flags = ["beyond/phase_gp.py", "--data-dir", small_data, "--results-dir", tmp_path, "--jobs", 1]
     assert run(*flags, "--splits", "0,1").out.count("90 % interval holds") == 2
     run(*flags, "--splits", "all")
     folder, table = tmp_path / "phase_gp_Ef_4+5_100_all", small_data / "Database.csv"
-    run("beyond/predict.py", "--results-dir", tmp_path, "--checkpoint", folder, "--predict", table)
+    (tmp_path / "B2_bcc").write_text(Poscar(ideal("bcc", ["Fe", "Ni"], 3, a=2.9)).get_str())
+    flags = ["--results-dir", tmp_path, "--checkpoint", folder, "--predict", table]
+    printed = run("beyond/predict.py", *flags, tmp_path / "B2_bcc", "FeNi", "FeAl").out
     paths = (f"{one}phase_gp_Ef_4+5_100_all/predictions.csv" for one in ("predicted_", ""))
-    found, written = (pd.read_csv(tmp_path / path).sort_values("structure") for path in paths)
+    found, written = (pd.read_csv(tmp_path / path) for path in paths)
+    ordered, at_random = (found[found.formula.isin([one])].iloc[-1] for one in ("Fe27Ni27", "FeNi"))
+    assert "probability is 0.50 off random, 0." in ordered.outside and at_random.isna()["outside"]
+    assert ordered["mean"] != at_random["mean"] and found.tail(2)["mean"].isna().all()
+    assert "half width" in printed and at_random[SHARES].astype(float).idxmax() == "p_bcc"
+    found, written = found[:44].sort_values("structure"), written.sort_values("structure")
     for name in ("mean", "half_width_90"):  # these cells stayed on their lattices
         found[f"{name}_given_phase"] = found[f"{name}_fcc"].where(found.phase == "fcc", found[f"{name}_bcc"])
     assert {"half_width_90", "half_width_90_given_phase", "found_hcp", *SHARES} <= {*written}

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,6 @@ from conftest import TINY, files, ideal, run
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp.inputs import Poscar
 
-import beyond
 import common
 from beyond import predict as script
 
@@ -227,28 +225,3 @@ def test_what_is_no_checkpoint_is_refused(trained, tmp_path, recwarn):
         assert "code from" not in result.out and not recwarn
     assert "No such file" in predict(tmp_path / "none", tmp_path, "FeNi", status=2).err
     assert not files(tmp_path / "out")
-
-
-def test_a_method_that_states_intervals_and_phases(trained, tmp_path, monkeypatch):
-    """The Gaussian process is told fractions, phases and clusters, which are nan where they are not known."""
-    asked = []
-
-    def predict_alloys(fractions, phases, clusters):
-        asked.append((fractions, phases, clusters))
-        columns = {"half_width_90": [0.5] * 3, "p_fcc": [0.8, 0.2, 0.8], "p_bcc": [0.2, 0.8, 0.2]}
-        return np.full((1, 3), -1e-9), columns
-
-    fake = SimpleNamespace(predictor=lambda state, system: predict_alloys)
-    monkeypatch.setattr(beyond, "phase_gp", fake, raising=False)
-    saved = torch.load(trained / "model.pt", weights_only=True)
-    torch.save(saved | {"method": "phase_gp", "state": {"most_order": 0.3}}, tmp_path / "gp.pt")
-    printed = predict(tmp_path / "gp.pt", tmp_path, "FeNi", poscar(tmp_path / "B2_bcc", B2), "FeAl").out
-    fractions, phases, clusters = asked[-1]
-    assert phases == ["fcc", "bcc", "bcc"] and fractions[:, :2].tolist() == [[0.5, 0.5]] * 3
-    assert clusters.isna().all(axis=1).tolist() == [True, True, False] and clusters["pair Fe-Ni"].iloc[2] == 1
-    found = read(tmp_path, name="gp")
-    assert "probability is 0.50 off random, 0.30 at most seen" in found["outside"][2] != found["outside"][0]
-    lines = [line.split() for line in printed.splitlines()[-7:]]
-    assert " ".join(lines[0]) == "structure formula lattice mean half width likeliest phase outside"
-    assert lines[1][:5] == ["FeNi", "fcc", "0.0000", "0.5000", "fcc"] and lines[2][4] == "bcc"
-    assert lines[4] == ["FeAl", "fcc", "element", "Al", "not", "seen"] and "half width (90 %)" in printed
