@@ -36,8 +36,7 @@ def parts(tmp_path_factory):
     frame[MASS_MOMENT] = frame[MOMENT] * 5585 / [float(c.weight) for c in fractions]
     frame[VOLUME] = [one.volume / len(one) for one in alloys.values()]
     frame.round(5).sample(frac=1, random_state=0, ignore_index=True).to_csv(folder / "Database.csv")
-    targets = common.targets_in(folder)
-    frame, system = check.read_database(folder, targets)
+    frame, system, targets = check.read_database(folder)
     frame, occupation, findings = check.read_structures(folder / "POSCARS", frame, system)
     assert not findings and np.isfinite(occupation).all()
     return SimpleNamespace(folder=folder, frame=frame, occupation=occupation, targets=targets, system=system)

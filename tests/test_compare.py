@@ -46,10 +46,9 @@ def test_differences_table_and_pictures(tmp_path, pictures):
     assert "| Gaussian process | training set | **1.58 ± 0.71** |" in text  # the best of the honest ones
     assert "| TL | test set (as published) | 3.54 ± 0.71 |" in text
     frame = pd.concat(frame.assign(target=t, percent=p) for t, p in product(("Ef", "Ms"), (20.0, 100.0)))
-    compare_methods.plot_learning_curves(frame, "source", tmp_path / "curves")
     compare_methods.plot_paired(compare_methods.paired(frame, "gp"), "gp", "source", tmp_path / "paired")
     assert "RMSE minus Gaussian process's\n(eV/atom; negative: better)" in pictures["paired"]
-    assert len(pictures) == 2 and all(LABELS["ce"] in said for said in pictures.values())
+    assert LABELS["ce"] in pictures["paired"]
 
 
 def test_what_a_kept_piece_follows_from():
@@ -108,11 +107,9 @@ def test_a_method_reads_nothing_of_the_test_cells(small_data, monkeypatch, phase
 
 
 def test_gaussian_processes(monkeypatch):
-    """Of many rows some settle the lengths, and all predict; fcc and hcp are close-packed."""
-    monkeypatch.setattr(compare_methods, "LENGTHS_FROM", 25)
+    """A process learns what is smooth; fcc and hcp are close-packed."""
     inputs = np.random.default_rng(0).normal(size=(100, 2))
     model = compare_methods.MaternProcess().fit(inputs, np.sin(inputs[:, 0]))
-    assert model.process_.X_train_.shape == (100, 2) and model.process_.optimizer is None
     assert np.abs(model.predict(inputs) - np.sin(inputs[:, 0])).max() < 0.1
     data = SimpleNamespace(phases=("fcc", "bcc", "hcp"), inputs=np.array([[7, 0.5, 0.3, 0.2]]))
     monkeypatch.setattr(compare_methods, "regress", lambda model, inputs, *_: inputs)
@@ -129,7 +126,7 @@ def test_resumes_and_a_dask_cluster_gives_the_same(small_data, tmp_path, monkeyp
     def compare(folder, *more, status=0):
         out = ["--results-dir", tmp_path / folder]
         printed = run("studies/compare_methods.py", *flags, *out, *more, status=status)
-        frame = None if status else pd.read_csv(tmp_path / folder / "comparison.csv").drop(columns="seconds")
+        frame = None if status else pd.read_csv(tmp_path / folder / "comparison.csv")
         return frame, printed.out + printed.err
 
     here, _ = compare("here", "--methods", "gp", "ce")

@@ -74,7 +74,7 @@ def test_a_handful_of_rows(tmp_path, monkeypatch):
     assert "without clusters left out: CE alone" in run("studies/other_alloys.py", *flags).out
     frame = pd.read_csv(tmp_path / "other_alloys.csv")
     methods = frame.groupby("test").method.agg(set)
-    assert methods["drawn"] == methods["systems"] == {"svr", "phase_gp", "phase_gp_found"}
+    assert methods["drawn"] == methods["systems"] == {"svr", "phase_gp"}
     assert methods["arrangements"] == methods["drawn"] | {"ce"}
     assert (frame.R2[frame.test == "arrangements"] > 0.5).all()
     held = frame.within_90[frame.method.str.startswith("phase_gp")]

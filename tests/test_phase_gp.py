@@ -1,10 +1,14 @@
 """The Gaussian process that knows the phase: against plain formulas, rows left out, alloys made up."""
 
+import pickle
+import runpy
+
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ELEMENTS, ideal, run
+from conftest import ELEMENTS, ROOT, ideal, run
 from pymatgen.io.vasp.inputs import Poscar
 from scipy.optimize import approx_fprime, minimize
 from sklearn.gaussian_process.kernels import RBF, Matern
@@ -140,6 +144,8 @@ def test_as_a_script(small_data, tmp_path):
     """What beyond/predict.py says of the database is what the run wrote; of order, phases and hcp besides."""
     flags = ["beyond/phase_gp.py", "--data-dir", small_data, "--results-dir", tmp_path, "--jobs", 1]
     assert run(*flags, "--splits", "0,1").out.count("90 % interval holds") == 2
+    script = runpy.run_path(str(ROOT / flags[0]))
+    pickle.dumps(joblib.wrap_non_picklable_objects(script["fit"]))  # as it goes to several processes
     run(*flags, "--splits", "all")
     folder, table = tmp_path / "phase_gp_Ef_4+5_100_all", small_data / "Database.csv"
     (tmp_path / "B2_bcc").write_text(Poscar(ideal("bcc", ["Fe", "Ni"], 3, a=2.9)).get_str())

@@ -68,9 +68,8 @@ def test_training(small_data, tmp_path, pictures, method):
     single, ensemble = (row for _, row in summary.iterrows())
     assert ensemble.test_RMSE_mean == pytest.approx(errors.mean())
     assert single.test_RMSE_std == pytest.approx(metrics.groupby("split").test_RMSE.mean().std())
-    for n in (1, 2):
-        within = (found.error.abs() <= n * found["std"]).mean()
-        assert ensemble[f"within_{n}_std"] == pytest.approx(within) and within < 1
+    within = f"of the seeds: {(found.error.abs() <= found['std']).mean():.0%} (68 %"
+    assert within in printed and "100%" not in within
     said = pictures[f"{name}/parity.png"]
     assert "magnetisation in the database (μB/atom)" in said and "2 splits" in said and "90 %" not in said
 

@@ -1,6 +1,5 @@
 """Occupation probabilities: counts known by hand, invariances, the values of the method's tables."""
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -151,10 +150,6 @@ def test_on_the_lattice_a_displaced_cell_counts_as_the_ideal_one(tmp_path, monke
     assert structure_stat.ideal_supercells(*alone) == set()
     _, (fault,) = structure_stat.count_structures(*alone, FE_NI, ())
     assert fault.startswith("Fe8Ni24_sqsfcc (cannot be put back on its lattice")
-    monkeypatch.setattr(structure_stat, "PARALLEL_FROM", 1)  # two at a time count as one after another does
-    with joblib.parallel_config("threading"):
-        found = structure_stat.count_all(folder, database, system, jobs=2, on_lattice=True)
-    np.testing.assert_allclose(found, ideal_cells, atol=1e-9)
 
     folder = tmp_path / "1e-06"
     run("structure_stat.py", "--data-dir", folder)
