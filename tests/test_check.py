@@ -107,6 +107,7 @@ def test_exchanged_volumes(parts):
     assert list(volumes) == list(frame.structure[[0, 1, 2, 3, 9, 10, 11, 12]])
     assert {name: told for name, told in volumes.items() if told > 0} == {"AB_fcc": 11.1, "AB_bcc": 11.4}
     assert [one[-1] for one in findings if one[1] != VOLUME] == ["EF_bcc"]
+    assert [one[-1] for one in check.check_volume(frame.iloc[[0, 9]])] == [11.1, 11.4]  # not one for all
 
 
 def test_faulty_poscars(tmp_path, parts):

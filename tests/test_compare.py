@@ -26,18 +26,11 @@ def test_differences_table_and_pictures(tmp_path, pictures):
 
     Two differences, 1 and 3: variance 2, t(0.975, 1) = 12.7062, factor 1/2 + 1/4.
     """
-    errors = {
-        ("gp", HONEST): (1, 2),
-        ("gp", "reference"): (1, 1),
-        ("tl", "reference"): (3, 4),
-        ("ce", HONEST): (2, 5),
-    }
-    rows = [
-        ("4+5", "Ef", 100.0, "named", *key, i, one, 40, 10)
-        for key in errors
-        for i, one in enumerate(errors[key])
-    ]
-    frame = pd.DataFrame(rows, columns=[*KEYS, "split", "RMSE", "n_pool", "n_test"])[::-1]
+    errors = {("gp", HONEST): (1, 2), ("gp", "reference"): (1, 1), ("tl", "reference"): (3, 4)}
+    pairs = [*errors.items(), (("ce", HONEST), (2, 5))]
+    rows = [(*key, i, one) for key, pair in pairs for i, one in enumerate(pair)]
+    frame = pd.DataFrame(rows[::-1], columns=["method", "rule", "split", "RMSE"])
+    frame = frame.assign(alloys="4+5", target="Ef", percent=100.0, phase_input="named", n_pool=40, n_test=10)
     found = compare_methods.paired(frame, "gp").set_index("method")
     assert found.difference.to_dict() == {"tl": 2.5, "ce": 2} and compare_methods.paired(frame, "svr").empty
     assert found.half_width["ce"] == pytest.approx(12.7062 * np.sqrt(0.75 * 2), rel=1e-4)

@@ -57,6 +57,10 @@ def test_gradient_of_the_loss(monkeypatch):
     for at in theta + np.random.default_rng(0).normal(0, 0.5, (3, len(theta))):
         by_steps = approx_fprime(at, lambda x: losses[0](x)[0], 1e-6)
         assert losses[0](at)[1] == pytest.approx(by_steps, abs=1e-3, rel=1e-4)
+    monkeypatch.setattr(gp, "LENGTHS_FROM", 25)  # of many rows some settle the lengths, and all predict
+    process, some = gp.fit_process(inputs, targets, order), gp.rows_for_lengths(40)
+    assert len({*some}) == 25 and len(process.targets) == 40
+    np.testing.assert_allclose(process.theta, gp.fit_theta(*(part[some] for part in process[1:6])))
 
 
 def test_answers_by_plain_formulas(model):
@@ -73,6 +77,7 @@ def test_answers_by_plain_formulas(model):
     expected = posterior(on_lattice, gp.with_numbers(model, *alloys), order)[1:]
     for part, plain in zip(gp.covariance_on_lattice(model, *alloys, order), expected):
         np.testing.assert_allclose(part, plain, atol=1e-7)
+    np.testing.assert_array_equal(given.noise_inputs[:, 1], (model.rows[0] > 0).sum(1) < 4)
     for i, *found in zip(range(60), *gp.left_out(given)):
         less = gp.condition(given.theta, *(np.delete(part, i, 0) for part in given[1:6]), given.scales)
         mean, deviation = gp.predict(less, made_up()[1][[i]], given.order[[i]])
@@ -111,6 +116,8 @@ def test_order_of_species_and_a_wrong_label():
 
 
 def test_intervals_and_a_phase_that_no_training_cell_was_in(model):
+    assert gp.encode(np.array([[0.5, 0.3, 0.2]])).tolist() == [[0.3, 0.2, 0.7]]
+    assert model.n_left_out == ((model.rows[0] > 0).sum(1) >= 4).sum()
     (*alloys, phases, order, targets), _ = made_up(200, 4)
     given = gp.predict_in_phase(model, *alloys[:2], phases, order)
     for mean, half in (given, gp.predict_on_lattice(model, *alloys, order)[:2]):

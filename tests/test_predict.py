@@ -191,10 +191,12 @@ def test_what_is_said_of_alloys_outside_of_the_training(trained, tmp_path):
     many = predict(trained, tmp_path / "many", *(f"Fe{n}Ni" for n in range(1, 31))).out
     assert "and 20 more" in many and len(read(tmp_path / "many")) == 60
     saved = torch.load(trained / "model.pt", weights_only=True)
-    lower = torch.cat([torch.tensor([0.4]), saved["greatest"][1:]])
+    lower, higher = saved["greatest"].clone(), saved["least"].clone()
+    lower[0], higher[3] = 0.4, 0.2  # of Fe, of Cr
     for changes, row, expected in (
         ({"unseen": [["Ni", "Fe"]]}, 0, "Ni with Fe not seen"), ({"phases": ["bcc"]}, 0, "phase fcc not"),
         ({"n_components": [3, 5]}, 1, "alloys of 2 not seen"), ({"greatest": lower}, 1, "range: c(Fe)"),
+        ({"least": higher}, 1, "range: c(Cr)"),
     ):  # fmt: skip
         torch.save(saved | changes, tmp_path / "other.pt")
         predict(tmp_path / "other.pt", tmp_path / expected, "FeNi", "FeCoCr")
