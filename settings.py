@@ -5,6 +5,7 @@ which all scripts share. Each is also a flag for one run: TARGET and --target.
 """
 
 import argparse
+import os
 import re
 import sys
 import tempfile
@@ -35,7 +36,7 @@ class InputError(Exception):
 
 
 def folder(text):
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 def numbers(text):

@@ -206,6 +206,14 @@ def test_training_is_the_plain_loop(optimiser, rate, n_seeds, lengths):
     assert len({*ended.values()}) > 1 or n_seeds == 1  # some go on where others have stopped
 
 
+def test_replicas_begin_where_a_tensor_alone_does():
+    """At multiples of 64 bytes, also those left when others have stopped: some processors round by it."""
+    stacked = common.stack_networks([common.Network(6, 12) for _ in range(5)])
+    for n in (5, 3):
+        assert [one.data_ptr() % 64 for parameter in stacked.parameters() for one in parameter] == [0] * 7 * n
+        common.keep_replicas(stacked, common.SGD(stacked.parameters(), 0.1), torch.arange(n) > 1)
+
+
 def test_recorded_losses():
     """With a rate of zero: in training the mean of the batches' losses, watched that of the whole set."""
     rows, watch = made_up_set(32, 1), made_up_set(7, 2)
