@@ -63,7 +63,7 @@ def test_what_is_to_be_improved_on(small_data, tmp_path, pictures, goal, bound, 
     said = run(*flags(small_data, *more)).out.split("improvement: ")[1]
     table = pd.read_csv(tmp_path / f"suggested_Ms_{goal}" / "picks.csv")
     assert f"below {bound:g} eV/atom" in said and best in said
-    assert f"{len(table)} of 300 are worth a calculation" in said and "1% of a label's noise" in said
+    assert f"{len(table)} of 300 are worth a calculation" in said and ", 1% of a label's noise" in said
     assert (len(table) == 0) == (bound == -9) and len(table) < 300 and table.p_below_bound.between(0, 1).all()
     assert "bound" in pictures[f"suggested_Ms_{goal}/picks.png"]
 
