@@ -41,12 +41,12 @@ def refused(script, data, *flags):
 VALUES = """
 --target E: Ef, Ms; --method tl: scratch, scratch_prime; --alloys 4: 4+5, Total; --select-by test: validation
 --percent 101: 0 to 100; --percent -1: 0 to 100; --percent many: 0 to 100; --percent 1: per cent
---hold-out 1: 0.01 to 0.9; --refit no: True, False; --phase-input given: named, found; --jobs 0: 1 to; --jobs -1: 1 to
+--hold-out 1: 0.01 to 0.9; --refit no: True, False; --phase-input given: named, found; --jobs 0: 1 to
 --seeds 3-1: 0-7; --seeds -1: 0-7; --seeds 0-1-2: 0-7; --splits 0-999999999: 0-7; --seeds: 0-7
 --epochs 1: 2 to; --epochs 2.5: whole number; --epochs 100000000000000000000: whole number
---patience 0: 1 to; --batch-size 0: 1 to; --learning-rate nan: None or a number; --learning-rate 1e300: number
---device gpu: auto, cpu, cuda, mps; --elements Fe Xx: each once; --elements Fe Fe: each once
---excluded-pairs Mn: Mn-Pd; --excluded-pairs Fe-Ni: no Fe with Ni; --data-dir ~no-such/data: ~no-such
+--jobs -1: 1 to; --patience 0: 1 to; --batch-size 0: 1 to; --learning-rate nan: None or a number
+--learning-rate 1e300: number; --device gpu: auto, cpu, cuda, mps; --elements Fe Xx: each once
+--elements Fe Fe: each once; --excluded-pairs Mn: Mn-Pd; --excluded-pairs Fe-Ni: no Fe with Ni; --data-dir ~no-such/data: ~no-such
 --method scratch_prime --percent 0: PERCENT 0; --predict FeNi: unrecognized: --predict
 main_transfer.py --method da --augment 5000: AUGMENT 5000; main_transfer.py --augment 0: 1 to
 main_transfer.py --source-learning-rate 1e30: number

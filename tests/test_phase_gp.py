@@ -116,7 +116,8 @@ def test_order_of_species_and_a_wrong_label():
 
 
 def test_intervals_and_a_phase_that_no_training_cell_was_in(model):
-    assert gp.encode(np.array([[0.5, 0.3, 0.2]])).tolist() == [[0.3, 0.2, 0.7]]
+    told = gp.inputs_of(np.ones((1, 2)), np.ones(1), np.array([[0.5, 0.3, 0.2]]))
+    assert told.tolist() == [[1, 1, 1, 0.3, 0.2, 0.7]]
     assert model.n_left_out == ((model.rows[0] > 0).sum(1) >= 4).sum()
     (*alloys, phases, order, targets), _ = made_up(200, 4)
     given = gp.predict_in_phase(model, *alloys[:2], phases, order)
