@@ -46,7 +46,7 @@ VALUES = """
 --epochs 1: 2 to; --epochs 2.5: whole number; --epochs 100000000000000000000: whole number
 --jobs -1: 1 to; --patience 0: 1 to; --batch-size 0: 1 to; --learning-rate nan: None or a number
 --learning-rate 1e300: number; --device gpu: auto, cpu, cuda, mps; --elements Fe Xx: each once
---elements Fe Fe: each once; --excluded-pairs Mn: Mn-Pd; --excluded-pairs Fe-Ni: no Fe with Ni
+--elements Fe Fe: each once; --excluded-pairs Mn: Mn-Pd; --excluded-pairs Fe-Ni: set EXCLUDED_PAIRS = None
 --data-dir ~no-such/data: ~no-such; --method scratch_prime --percent 0: PERCENT 0
 --predict FeNi: unrecognized: --predict
 main_transfer.py --method da --augment 5000: AUGMENT 5000; main_transfer.py --augment 0: 1 to

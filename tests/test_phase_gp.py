@@ -11,6 +11,7 @@ import torch
 from conftest import ELEMENTS, ROOT, ideal, run
 from pymatgen.io.vasp.inputs import Poscar
 from scipy.optimize import approx_fprime, minimize
+from scipy.stats import multivariate_normal
 from sklearn.gaussian_process.kernels import RBF, Matern
 
 import common
@@ -31,14 +32,29 @@ def made_up(n=60, seed=0):
     return (fractions, valence, lattice, phases, order, targets), gp.inputs_of(fractions, valence, phases)
 
 
+def prior_covariance(theta, inputs, order):
+    lengths = np.exp(-theta[1:10] / 2)
+    smooth = np.exp(theta[0]) * (Matern(lengths, nu=2.5)(inputs) + RBF(lengths)(inputs)) / 2
+    return smooth + np.exp(theta[10]) * order @ order.T
+
+
+def plain_loss(theta, process):
+    """Minus the logarithm of the posterior density, the recipe's priors written a second time."""
+    mean = [0, *[-2 * np.log(5)] * 9, np.log(10), np.log(0.05), *[0] * 10]
+    off = (theta - mean) / [3, *[2] * 9, 1.5, 2, 1, *[0.4] * 9]
+    noise = np.exp(process.noise_inputs @ theta[11:]) * process.doubt + 1e-6
+    covariance = prior_covariance(theta, process.inputs, process.order) + np.diag(noise)
+    density = multivariate_normal.logpdf(process.targets, cov=covariance)
+    return off @ off / 2 - density - len(noise) / 2 * np.log(2 * np.pi)
+
+
 def posterior(process, inputs, order):
     """Mean, covariance and variances of the noise of alloys, in the target's unit."""
     theta, n, unit = process.theta, len(process.targets), process.scales[3]
     scaled, few = (inputs - process.scales[0]) / process.scales[1], (inputs[:, :5] > 0).sum(1) < 4
     all_inputs, orders = np.vstack([process.inputs, scaled]), np.vstack([process.order, order])
-    lengths, noise_inputs = np.exp(-theta[1:10] / 2), np.column_stack([np.ones(len(few)), few, scaled])
-    prior = np.exp(theta[0]) * (Matern(lengths, nu=2.5)(all_inputs) + RBF(lengths)(all_inputs)) / 2
-    prior += np.exp(theta[10]) * orders @ orders.T
+    prior = prior_covariance(theta, all_inputs, orders)
+    noise_inputs = np.column_stack([np.ones(len(few)), few, scaled])
     noise = np.exp(process.noise_inputs @ theta[11:]) * process.doubt + gp.JITTER
     gain = np.linalg.solve(prior[:n, :n] + np.diag(noise), prior[:n, n:]).T
     covariance, noise = prior[n:, n:] - gain @ prior[:n, n:], np.exp(noise_inputs @ theta[11:])
@@ -53,10 +69,12 @@ def model():
 def test_gradient_of_the_loss(monkeypatch):
     losses, ((*_, order, targets), inputs) = [], made_up(40)
     monkeypatch.setattr(gp, "minimize", lambda loss, *a, **k: losses.append(loss) or minimize(loss, *a, **k))
-    theta = gp.fit_process(inputs, targets, order, np.linspace(0.5, 3, 40)).theta
+    process = gp.fit_process(inputs, targets, order, np.linspace(0.5, 3, 40))
+    theta = process.theta
     for at in theta + np.random.default_rng(0).normal(0, 0.5, (3, len(theta))):
         by_steps = approx_fprime(at, lambda x: losses[0](x)[0], 1e-6)
         assert losses[0](at)[1] == pytest.approx(by_steps, abs=1e-3, rel=1e-4)
+        assert losses[0](at)[0] == pytest.approx(plain_loss(at, process), rel=1e-6)
     monkeypatch.setattr(gp, "LENGTHS_FROM", 25)  # of many rows some settle the lengths, and all predict
     process, some = gp.fit_process(inputs, targets, order), gp.rows_for_lengths(40)
     assert len({*some}) == 25 and len(process.targets) == 40
@@ -119,6 +137,10 @@ def test_intervals_and_a_phase_that_no_training_cell_was_in(model):
     told = gp.inputs_of(np.ones((1, 2)), np.ones(1), np.array([[0.5, 0.3, 0.2]]))
     assert told.tolist() == [[1, 1, 1, 0.3, 0.2, 0.7]]
     assert model.n_left_out == ((model.rows[0] > 0).sum(1) >= 4).sum()
+    few, many = np.split(np.argsort((model.rows[0] > 0).sum(1) >= 4, kind="stable"), [60 - model.n_left_out])
+    for n, rests_on in ((20, 20), (19, 19 + len(few))):  # of four and more elements: enough of these alone
+        some = [one[[*few, *many[:n]]] for one in model.rows]
+        assert gp.fit(*some).n_left_out == rests_on
     (*alloys, phases, order, targets), _ = made_up(200, 4)
     given = gp.predict_in_phase(model, *alloys[:2], phases, order)
     for mean, half in (given, gp.predict_on_lattice(model, *alloys, order)[:2]):

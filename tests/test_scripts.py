@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,6 +98,9 @@ def test_names_of_runs(small_data, tmp_path):
     recorded = json.loads((first / "settings.json").read_text("utf-8"))
     assert recorded["sha256"]["Database.csv"] and recorded["torch"] and recorded["settings"]["SEEDS"] == [0]
     assert "class Network" in recorded["network"]["source"]
+    info = Path("/proc/cpuinfo")  # where it names the processor
+    models = re.findall(r"model name\s*: (.*)", info.read_text("utf-8")) if info.is_file() else []
+    assert recorded["processor"] in (models or [recorded["processor"]])
 
 
 def test_constants_as_python_values(small_data, tmp_path):
